@@ -1,0 +1,41 @@
+"""Every error that skylevel raises on purpose.
+
+Each one names the file or setting at fault and says what to do about it, is a single line, and keeps its class
+and message when it travels back from a worker process.
+"""
+
+
+class SkylevelError(Exception):
+    """Base of every error below: ``except SkylevelError`` catches what skylevel itself refuses."""
+
+
+class SettingsError(SkylevelError, ValueError):
+    """A setting is unknown, of the wrong type or outside its allowed values."""
+
+
+class ShapeError(SkylevelError, ValueError):
+    """Arrays that belong together differ in shape, or an image is not two-dimensional."""
+
+
+class NoBackgroundError(SkylevelError, ValueError):
+    """No box of the mesh kept a single usable pixel: there is no background to measure."""
+
+
+class UnreadableFrameError(SkylevelError, OSError):
+    """The file is missing, truncated or damaged."""
+
+
+class UnsupportedFrameError(SkylevelError, ValueError):
+    """The file is sound, but it is not a kind of exposure that skylevel levels."""
+
+
+class PlanError(SkylevelError, ValueError):
+    """The inputs cannot be run as asked: nothing matched, or two of them would write the same output."""
+
+
+class StoreError(SkylevelError):
+    """The program store is missing, incomplete or of another format."""
+
+
+class ClusterError(SkylevelError):
+    """The cluster could not be reached or started, or its workers do not fit this client."""

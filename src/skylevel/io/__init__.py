@@ -1,0 +1,1 @@
+"""Files in and out: exposures, camera raws, and the program store."""

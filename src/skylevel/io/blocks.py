@@ -1,0 +1,271 @@
+"""FITS files as runs of bytes: where each HDU stands, copying one untouched, writing one with its checksum.
+
+astropy builds headers and checksums; the walk over the file is done here, because a file that is cut short or damaged
+must be refused in words before any pixel is read, and because an HDU that nothing changes is best copied as it is.
+"""
+
+import gzip
+import math
+import os
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from astropy.io import fits
+from numpy.typing import NDArray
+
+from skylevel.errors import SettingsError, ShapeError, UnreadableFrameError
+
+BLOCK = 2880
+CARD = 80
+FITS_MAGIC = b"SIMPLE  ="
+GZIP_MAGIC = b"\x1f\x8b"
+PRINTABLE = bytes(range(32, 127))
+CHECKSUM_COMMENT = "set by skylevel"
+
+Card = tuple[str, str | int | float | bool | None, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Hdu:
+    """One header and data unit: its header, and where it stands in the (decompressed) file."""
+
+    header: fits.Header
+    start: int
+    end: int
+
+    @property
+    def name(self) -> str:
+        """EXTNAME in capitals; empty where there is none."""
+        return str(self.header.get("EXTNAME", "")).strip().upper()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Axes in NumPy's order; empty where there is no image."""
+        return _axes(self.header) if self.header.get("XTENSION", "IMAGE").strip() == "IMAGE" else ()
+
+    @property
+    def is_floating(self) -> bool:
+        """Whether the pixels are stored as floating-point numbers."""
+        return bool(self.header["BITPIX"] < 0)
+
+
+@contextmanager
+def open_bytes(path: str | Path) -> Iterator[IO[bytes]]:
+    """Open a file to read its bytes, decompressed where it is gzip."""
+    with Path(path).open("rb") as plain:
+        compressed = plain.read(2) == GZIP_MAGIC
+        plain.seek(0)
+        yield gzip.GzipFile(fileobj=plain) if compressed else plain  # type: ignore[misc]
+
+
+@contextmanager
+def reading(path: str | Path) -> Iterator[None]:
+    """Turn what the system says about a file that cannot be read into an `UnreadableFrameError` that names it."""
+    try:
+        yield
+    except UnreadableFrameError:
+        raise
+    except FileNotFoundError as error:
+        raise UnreadableFrameError(f"{path}: there is no such file") from error
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UnreadableFrameError(f"{path}: its gzip compression is cut short or damaged: {error}") from error
+    except OSError as error:
+        raise UnreadableFrameError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def read_start(path: str | Path) -> bytes:
+    """Read the first bytes of a file, enough to tell FITS; decompressed where it is gzip.
+
+    Raises
+    ------
+    UnreadableFrameError
+        The file is missing, unreadable or empty.
+    """
+    with reading(path), open_bytes(path) as stream:
+        start = stream.read(len(FITS_MAGIC))
+    if not start:
+        raise UnreadableFrameError(f"{path}: the file is empty")
+    return start
+
+
+def read_hdus(path: str | Path) -> list[Hdu]:
+    """Find every HDU of a FITS file, from its headers alone.
+
+    Raises
+    ------
+    UnreadableFrameError
+        A header is damaged, or the file ends before its data do.
+    """
+    hdus: list[Hdu] = []
+    position = 0
+    with reading(path), open_bytes(path) as stream:
+        while text := _header_text(stream, f"{path}: HDU {len(hdus)}"):
+            hdus.append(_hdu(text, position, f"{path}: HDU {len(hdus)}"))
+            position = hdus[-1].end
+            _require_length(stream, position, f"{path}: HDU {len(hdus) - 1}")
+    return hdus
+
+
+def _header_text(stream: IO[bytes], label: str) -> bytes:
+    """Read the blocks of the header that begins here; none at the end of the file."""
+    blocks: list[bytes] = []
+    while block := stream.read(BLOCK):
+        # Some writers fill up the end of a file with zeros: nothing stands there.
+        if not blocks and not block.strip(b"\0 "):
+            return b""
+        if len(block) < BLOCK or block.translate(None, PRINTABLE):
+            raise UnreadableFrameError(f"{label}: its header is damaged or cut short")
+        blocks.append(block)
+        if any(block[i : i + CARD].rstrip() == b"END" for i in range(0, BLOCK, CARD)):
+            return b"".join(blocks)
+    if blocks:
+        raise UnreadableFrameError(f"{label}: the file ends inside its header")
+    return b""
+
+
+def _hdu(text: bytes, start: int, label: str) -> Hdu:
+    if not text.startswith(b"XTENSION=" if start else FITS_MAGIC):
+        raise UnreadableFrameError(f"{label}: its header is damaged: it begins with {text[:9].decode()!r}")
+    try:
+        header = fits.Header.fromstring(text)
+        length = _data_length(header)
+    except (KeyError, TypeError, ValueError, fits.VerifyError) as error:
+        cause = " ".join(str(error).split()).strip("'\"")
+        raise UnreadableFrameError(f"{label}: its header is damaged: {cause}") from error
+    return Hdu(header, start, start + len(text) + _padded(length))
+
+
+def _axes(header: fits.Header) -> tuple[int, ...]:
+    return tuple(int(header[f"NAXIS{i}"]) for i in range(header["NAXIS"], 0, -1))
+
+
+def _data_length(header: fits.Header) -> int:
+    """Bytes of the data unit without its padding (FITS standard 4.0, equation 2)."""
+    axes = _axes(header)
+    if header["BITPIX"] not in (8, 16, 32, 64, -32, -64):
+        raise ValueError(f"BITPIX is {header['BITPIX']!r}")
+    count = int(header.get("GCOUNT", 1)) * (int(header.get("PCOUNT", 0)) + math.prod(axes)) if axes else 0
+    if count < 0 or min(axes, default=0) < 0:
+        raise ValueError(f"its axes are {axes}")
+    return abs(int(header["BITPIX"])) // 8 * count
+
+
+def _padded(length: int) -> int:
+    return -(-length // BLOCK) * BLOCK
+
+
+def _require_length(stream: IO[bytes], end: int, label: str) -> None:
+    """Leave `stream` at `end`, having seen that the file reaches it."""
+    stream.seek(end - 1)
+    if stream.read(1):
+        return
+    length = stream.seek(0, os.SEEK_END)
+    raise UnreadableFrameError(f"{label}: the file is cut short: it has {length} bytes and needs at least {end}")
+
+
+def copy_hdu(hdu: Hdu, source: IO[bytes], target: IO[bytes]) -> None:
+    """Append the HDU's bytes as they are: inside the kernel where it can (Linux), else through memory."""
+    position = hdu.start if isinstance(source, gzip.GzipFile) else _copy_in_kernel(hdu, source, target)
+    source.seek(position)
+    while position < hdu.end:
+        piece = source.read(min(1 << 22, hdu.end - position))
+        if not piece:
+            raise UnreadableFrameError(f"{source.name}: the file became shorter while it was copied")
+        target.write(piece)
+        position += len(piece)
+
+
+def _copy_in_kernel(hdu: Hdu, source: IO[bytes], target: IO[bytes]) -> int:
+    """Copy as much as the system can; returns the source position reached."""
+    position = hdu.start
+    target.flush()
+    out = target.tell()
+    try:
+        while position < hdu.end:
+            copied = os.copy_file_range(source.fileno(), target.fileno(), hdu.end - position, position, out)
+            if copied == 0:
+                break
+            position, out = position + copied, out + copied
+    except (AttributeError, OSError):
+        # Not this system, or not between these two file systems: the caller copies the rest.
+        pass
+    target.seek(out)
+    return position
+
+
+def write_hdu(target: IO[bytes], hdu: Any) -> None:
+    """Append an astropy image HDU with its CHECKSUM and DATASUM; its pixels are big-endian already.
+
+    The cards' comments carry no time, so that the same pixels give the same bytes.
+    """
+    hdu.add_checksum(when=CHECKSUM_COMMENT)
+    target.write(hdu.header.tostring().encode("ascii"))
+    if hdu.data is not None:
+        target.write(hdu.data)
+        target.write(bytes(_padded(hdu.data.nbytes) - hdu.data.nbytes))
+
+
+def big_endian(pixels: Any, shape: tuple[int, ...], *, dtype: str = ">f4") -> NDArray[Any]:
+    """Bring pixels into the byte order in which FITS stores them.
+
+    Parameters
+    ----------
+    pixels : ndarray
+        NumPy alone: astropy writes zeros for a Dask array while a cluster of processes is active (astropy#11159).
+    shape : tuple of int
+        What the shape must be.
+    dtype : str
+        The big-endian type to store.
+
+    Raises
+    ------
+    ShapeError
+        `pixels` is no NumPy array, or of another shape.
+    """
+    require_image(pixels, shape)
+    return np.ascontiguousarray(pixels, dtype=dtype)
+
+
+def require_image(pixels: Any, shape: tuple[int, ...]) -> None:
+    """Refuse what cannot be written as the image of an exposure of that shape; see `big_endian`."""
+    if not isinstance(pixels, np.ndarray):
+        raise ShapeError(f"writing needs a NumPy array, not {type(pixels).__name__}: compute it first")
+    if pixels.shape != shape:
+        raise ShapeError(f"the image to write has shape {pixels.shape}, its exposure {shape}")
+
+
+def add_provenance(header: fits.Header, output: Path, cards: Sequence[Card], history: Sequence[str]) -> None:
+    """Set `cards`, append HISTORY lines, and let FILENAME (where there is one) say the output's name.
+
+    Old checksums go: `write_hdu` sets them anew.
+    """
+    for keyword in ("CHECKSUM", "DATASUM"):
+        header.remove(keyword, ignore_missing=True, remove_all=True)
+    if "FILENAME" in header:
+        header["FILENAME"] = ascii_text(output.name)
+    for keyword, value, comment in cards:
+        header[keyword] = (ascii_text(value) if isinstance(value, str) else value, ascii_text(comment))
+    for line in history:
+        header.add_history(ascii_text(line))
+
+
+def ascii_text(text: str) -> str:
+    """Reduce text to what a FITS header can hold: printable ASCII, with ``?`` for anything else."""
+    return "".join(c if c.isascii() and c.isprintable() else "?" for c in text)
+
+
+def require_other_file(output: Path, source: str) -> None:
+    """Refuse to write an output over the exposure it comes from.
+
+    Raises
+    ------
+    SettingsError
+        `output` is the file `source`.
+    """
+    if output.exists() and Path(source).exists() and output.samefile(source):
+        raise SettingsError(f"{output}: is the exposure itself; the output needs another name or folder")

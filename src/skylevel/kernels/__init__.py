@@ -1,0 +1,1 @@
+"""Numerical kernels: plain arrays in, plain arrays out."""

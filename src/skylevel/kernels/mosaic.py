@@ -1,0 +1,320 @@
+"""Colour-filter arrays: which pixels a channel owns, filling the gaps between them, and each channel's statistics.
+
+A pattern is an array (period_y, period_x) of colour letters that repeats over the mosaic from its first pixel:
+2x2 Bayer, 6x6 X-Trans or any other.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from skylevel.kernels.mesh import (
+    BoxStatistics,
+    Float,
+    Float32,
+    Surface,
+    box_statistics,
+    clipped_statistics,
+    weighted_sum,
+)
+from skylevel.kernels.sources import gaussian_taps
+from skylevel.kernels.tile import Tile
+
+Bool = NDArray[np.bool_]
+Pattern = NDArray[np.str_]
+
+# Weights of the fill that sum to less than this are rounding: no pixel of the channel is within the kernel.
+_NO_WEIGHT = 1e-12
+
+# Rows of one phase that are evaluated at a time, so that they stay in a core's cache.
+_STRIP_ROWS = 32
+
+
+def channel_names(pattern: Pattern) -> list[str]:
+    """The colour letters of a pattern: R, G and B first, then any other in alphabetical order."""
+    found = {str(letter) for letter in pattern.flat}
+    return [c for c in "RGB" if c in found] + sorted(found - set("RGB"))
+
+
+def halo_needed(stddev: float, pattern: Pattern) -> int:
+    """Pixels around a tile that filling its gaps looks at: half a kernel, in whole periods of the pattern."""
+    return _kernel_size(stddev) // 2 + max(pattern.shape)
+
+
+def _kernel_size(stddev: float) -> int:
+    """Side of the fill's kernel: the odd number of pixels at or above 8 standard deviations, as astropy's."""
+    return int(np.ceil(8 * stddev)) | 1
+
+
+class _Window:
+    """A tile and the margin around it, parted by column phase of a pattern counted from the tile's first pixel.
+
+    With `zeros`, 1 where a pixel is 0 and 0 elsewhere, in place of the pixels.
+    """
+
+    def __init__(self, tile: Tile, period: tuple[int, int], half: int, *, zeros: bool = False) -> None:
+        rows, columns = tile.core
+        self.size = (rows.stop - rows.start, columns.stop - columns.start)
+        self.period = period
+        # A margin of whole periods keeps the phases where they are.
+        self.margin = (-(-half // period[0]) * period[0], -(-half // period[1]) * period[1])
+        pixels, here = tile.around(self.margin)
+        self.has_zeros = not pixels.all()
+        padded = np.zeros([n + 2 * m for n, m in zip(self.size, self.margin, strict=True)])
+        padded[here] = (pixels == 0) if zeros else pixels
+        self.planes = [np.ascontiguousarray(padded[:, x :: period[1]]) for x in range(period[1])]
+
+    def along_y(self, own: Bool, taps: Float, y: int) -> dict[int, Float]:
+        """Weighted sums along y of a channel's pixels, at the rows of phase y, by column phase."""
+        half, period = len(taps) // 2, self.period[0]
+        n_rows = len(range(y, self.size[0], period))
+        sums = {}
+        for x, plane in enumerate(self.planes):
+            near = [d for d in range(-half, half + 1) if own[(y + d) % period, x]]
+            if near:
+                first = [self.margin[0] + y + d for d in near]
+                rows = [plane[r : r + (n_rows - 1) * period + 1 : period] for r in first]
+                sums[x] = weighted_sum(taps[np.add(near, half)], rows)
+        return sums
+
+    def along_x(self, lines: dict[int, Float], taps: Float, x: int) -> Float:
+        """Weighted sums along x of what `along_y` gave, at the columns of phase x."""
+        half, period = len(taps) // 2, self.period[1]
+        n_columns = len(range(x, self.size[1], period))
+        near = [d for d in range(-half, half + 1) if (x + d) % period in lines]
+        first = [(self.margin[1] + x + d) // period for d in near]
+        columns = [lines[(x + d) % period][:, c : c + n_columns] for d, c in zip(near, first, strict=True)]
+        return weighted_sum(taps[np.add(near, half)], columns)
+
+
+def fill_gaps(tile: Tile, pattern: Pattern, *, stddev: float) -> Iterator[tuple[str, Float]]:
+    """Each channel at every pixel of a tile: its own pixels, and a Gaussian-weighted mean of them elsewhere.
+
+    Parameters
+    ----------
+    tile : Tile
+        Pixels with value 0 are gaps too.
+    pattern : ndarray (period_y, period_x) of str
+    stddev : float
+        Of the Gaussian, in pixels.
+
+    Yields
+    ------
+    str
+        The channel.
+    ndarray (y, x) float64
+        The tile's rectangle; 0 where the kernel covers no pixel of the channel.
+
+    Notes
+    -----
+    Equals astropy's ``interpolate_replace_nans`` on the whole mosaic with the channel's gaps set to NaN, as in the
+    night-sky notebook, to rounding: beyond the mosaic's edges stand zeros that count, so that filled pixels at the
+    edge are pulled low. The Gaussian is separable and the pattern periodic, so that each phase of the pattern is a
+    convolution with few taps.
+    """
+    taps = gaussian_taps(stddev, _kernel_size(stddev))
+    period = (pattern.shape[0], pattern.shape[1])
+    window = _Window(tile, period, len(taps) // 2)
+    zeros = _Window(tile, period, len(taps) // 2, zeros=True) if window.has_zeros else None
+    weights = _EdgeWeights(tile, period, taps)
+    pixels = tile.core_pixels().astype(np.float64)
+    local = np.roll(pattern, [-(c.start % p) for c, p in zip(tile.core, period, strict=True)], (0, 1))
+    for channel in channel_names(pattern):
+        yield channel, _fill_channel(pixels, local == channel, taps, window, zeros, weights)
+
+
+def _fill_channel(
+    pixels: Float, own: Bool, taps: Float, window: _Window, zeros: _Window | None, weights: "_EdgeWeights"
+) -> Float:
+    """One channel of `fill_gaps`."""
+    result = pixels.copy()
+    for y in range(own.shape[0]):
+        lines = window.along_y(own, taps, y)
+        zero_lines = zeros.along_y(own, taps, y) if zeros else {}
+        for x in range(own.shape[1]):
+            if own[y, x] and not zeros:
+                continue
+            total = window.along_x(lines, taps, x)
+            weight = weights.at(own, y, x)
+            if zeros:
+                weight = weight - zeros.along_x(zero_lines, taps, x)
+            with np.errstate(invalid="ignore", divide="ignore"):
+                filled = np.where(weight > _NO_WEIGHT, total / weight, 0.0) if zeros else total / weight
+            here = result[y :: own.shape[0], x :: own.shape[1]]
+            here[...] = np.where(here == 0, filled, here) if own[y, x] else filled
+    return result
+
+
+class _EdgeWeights:
+    """Sum of the kernel's weights that count around each pixel of a tile: a channel's own, and those off the mosaic."""
+
+    def __init__(self, tile: Tile, period: tuple[int, int], taps: Float) -> None:
+        self._axes = [
+            _axis_weights(core, n, p, taps) for core, n, p in zip(tile.core, tile.shape, period, strict=True)
+        ]
+        self._period = period
+
+    def at(self, own: Bool, y: int, x: int) -> Float:
+        """Weights at phase (y, x); of length 1 along an axis where all its rows or columns have the same."""
+        (in_y, out_y), (in_x, out_x) = self._axes
+        of_y = _collapsed(np.vstack([in_y, out_y])[:, y :: self._period[0]])[:, :, None]
+        of_x = _collapsed(np.vstack([in_x, out_x])[:, x :: self._period[1]])[:, None, :]
+        total = 1.0 - (1.0 - of_y[-1]) * (1.0 - of_x[-1])
+        for p_y, p_x in np.argwhere(own):
+            total = total + of_y[p_y] * of_x[p_x]
+        return np.asarray(total)
+
+
+def _axis_weights(core: slice, n: int, period: int, taps: Float) -> tuple[Float, Float]:
+    """Along one axis: the taps' sum on each phase inside the mosaic (period, pixel), and off the mosaic (pixel,)."""
+    half = len(taps) // 2
+    position = np.arange(core.start, core.stop)[:, None] + np.arange(-half, half + 1)
+    off = (position < 0) | (position >= n)
+    phase = (position - core.start) % period
+    inside = np.stack([np.where(~off & (phase == p), taps, 0.0).sum(axis=1) for p in range(period)])
+    return inside, np.where(off, taps, 0.0).sum(axis=1)
+
+
+def _collapsed(weights: Float) -> Float:
+    """The first column alone where all columns are the same."""
+    return weights[:, :1] if (weights == weights[:, :1]).all() else weights
+
+
+def channel_statistics(
+    tile: Tile,
+    pattern: Pattern,
+    *,
+    method: str,
+    stddev: float,
+    box_size: tuple[int, int],
+    sigma_clip: float,
+    max_rounds: int,
+    estimator: str,
+) -> list[BoxStatistics]:
+    """Statistics of each channel's boxes in a tile that starts at a box's first pixel.
+
+    Parameters
+    ----------
+    tile : Tile
+    pattern : ndarray (period_y, period_x) of str
+    method : {"filled", "planes"}
+        Measure the filled channel, or its own pixels (those above 0) alone.
+    stddev : float
+        Of the fill's Gaussian, in pixels.
+    box_size, sigma_clip, max_rounds, estimator
+        As in `skylevel.kernels.mesh.box_statistics`; boxes are measured on the mosaic.
+
+    Returns
+    -------
+    list of BoxStatistics
+        In the order of `channel_names`.
+
+    Notes
+    -----
+    Extra memory: about 50 bytes for each pixel of one row of boxes.
+    """
+    clip: dict[str, Any] = {"sigma_clip": sigma_clip, "max_rounds": max_rounds, "estimator": estimator}
+    parts: dict[str, list[BoxStatistics]] = {channel: [] for channel in channel_names(pattern)}
+    for strip in tile.strips(box_size[0]):
+        if method == "filled":
+            for channel, filled in fill_gaps(strip, pattern, stddev=stddev):
+                parts[channel].append(box_statistics(filled, box_size=box_size, **clip))
+        else:
+            for channel, values in own_values(strip, pattern, box_size):
+                n_zeros = np.count_nonzero(values == 0, axis=1)
+                statistics = clipped_statistics(values, first=n_zeros, **clip)
+                parts[channel].append(BoxStatistics(*(field[None] for field in statistics)))
+    return [BoxStatistics(*(np.concatenate(f) for f in zip(*strips, strict=True))) for strips in parts.values()]
+
+
+def own_values(strip: Tile, pattern: Pattern, box_size: tuple[int, int]) -> Iterator[tuple[str, NDArray[np.number]]]:
+    """Each channel's own pixels in one row of boxes, as an array (box, pixel) filled up with zeros."""
+    period, pixels = pattern.shape, strip.core_pixels()
+    n_boxes = -(-pixels.shape[1] // box_size[1])
+    if any(side % p for side, p in zip(box_size, period, strict=True)):
+        # Boxes that are no whole number of periods hold different numbers of a channel's pixels.
+        yield from _own_values_of_any_box(strip, pattern, n_boxes, box_size)
+        return
+    height, width = box_size[0] // period[0], box_size[1] // period[1]
+    for channel in channel_names(pattern):
+        owned = np.argwhere(pattern == channel)
+        values = np.zeros((n_boxes, len(owned), height, width), pixels.dtype)
+        for k, (y, x) in enumerate(owned):
+            plane = pixels[y :: period[0], x :: period[1]]
+            n_y, whole = len(plane), plane.shape[1] // width
+            values[:whole, k, :n_y] = plane[:, : whole * width].reshape(n_y, whole, width).transpose(1, 0, 2)
+            if whole < n_boxes:
+                rest = plane[:, whole * width :]
+                values[whole, k, :n_y, : rest.shape[1]] = rest
+        yield channel, values.reshape(n_boxes, -1)
+
+
+def _own_values_of_any_box(
+    strip: Tile, pattern: Pattern, n_boxes: int, box_size: tuple[int, int]
+) -> Iterator[tuple[str, NDArray[np.number]]]:
+    pixels = strip.core_pixels()
+    rows, columns = strip.core
+    letters = pattern[np.ix_(np.arange(rows.start, rows.stop) % pattern.shape[0],
+                             np.arange(columns.start, columns.stop) % pattern.shape[1])]  # fmt: skip
+    padding = ((0, 0), (0, n_boxes * box_size[1] - pixels.shape[1]))
+    for channel in channel_names(pattern):
+        own = np.pad(np.where(letters == channel, pixels, 0), padding)
+        yield channel, own.reshape(len(own), n_boxes, -1).transpose(1, 0, 2).reshape(n_boxes, -1, copy=True)
+
+
+def box_n_pixels(pattern: Pattern, channel: str, *, method: str, box_size: tuple[int, int]) -> float:
+    """Pixels of a whole box that a channel could use."""
+    share = np.count_nonzero(pattern == channel) / pattern.size if method == "planes" else 1.0
+    return box_size[0] * box_size[1] * share
+
+
+def subtract_backgrounds(
+    mosaic: NDArray[np.number],
+    pattern: Pattern,
+    meshes: list[Float32],
+    *,
+    box_size: tuple[int, int],
+    norms: list[float],
+    pedestal: float,
+    origin: tuple[int, int] = (0, 0),
+) -> Float32:
+    """Subtract each channel's background at its own pixels, scale it, and add the pedestal.
+
+    Parameters
+    ----------
+    mosaic : ndarray (y, x)
+        The mosaic, or a tile of it.
+    pattern : ndarray (period_y, period_x) of str
+    meshes : list of ndarray (mesh_y, mesh_x)
+        Background of each channel, in the order of `channel_names`, for the whole mosaic.
+    box_size : tuple of int
+        Sides (y, x) of a box in pixels.
+    norms : list of float
+        Factor of each channel.
+    pedestal : float
+        In the units of `mosaic`.
+    origin : tuple of int
+        Indices (y, x) in the whole mosaic of the first pixel.
+
+    Returns
+    -------
+    ndarray (y, x) float32
+    """
+    period = pattern.shape
+    local = np.roll(pattern, (-(origin[0] % period[0]), -(origin[1] % period[1])), (0, 1))
+    result = np.empty(mosaic.shape, np.float32)
+    for channel, mesh, norm in zip(channel_names(pattern), meshes, norms, strict=True):
+        for y, x in np.argwhere(local == channel):
+            columns = np.arange(x, mosaic.shape[1], period[1]) + origin[1]
+            surface = Surface(mesh, columns, box_size=box_size)
+            for top in range(y, mosaic.shape[0], _STRIP_ROWS * period[0]):
+                rows = np.arange(top, min(top + _STRIP_ROWS * period[0], mosaic.shape[0]), period[0])
+                here = np.s_[rows[0] : rows[-1] + 1 : period[0], x :: period[1]]
+                level = surface.at(rows + origin[0])
+                np.subtract(mosaic[here], level, out=level, casting="same_kind", dtype=np.float32)
+                level *= norm
+                level += pedestal
+                result[here] = level
+    return result

@@ -1,0 +1,191 @@
+"""Where the sources are: smooth, threshold, keep what is connected; labels and deblending for the catalogue product."""
+
+import numpy as np
+from numpy.typing import NDArray
+from photutils.segmentation import SegmentationImage, deblend_sources
+from scipy.ndimage import label
+
+from skylevel.kernels.mesh import Mesh, Surface
+
+Bool = NDArray[np.bool_]
+
+_FWHM_PER_STDDEV = 2.0 * np.sqrt(2.0 * np.log(2.0))
+# photutils' make_2dgaussian_kernel averages this many points along each side of a pixel.
+_OVERSAMPLING = 10
+
+# Strips of about this many pixels stay in a core's cache.
+_STRIP_PIXELS = 65_536
+
+_EDGES_AND_CORNERS = np.ones((3, 3), bool)
+
+
+def gaussian_taps(stddev: float, size: int, *, oversampling: int = 1) -> NDArray[np.float64]:
+    """Weights (size,) of a Gaussian at `size` (odd) pixels, of sum 1; their outer product is the 2-D kernel.
+
+    Each is the mean over `oversampling` points across its pixel.
+    """
+    inside = (np.arange(oversampling) + 0.5) / oversampling - 0.5
+    offset = np.arange(size)[:, None] - size // 2 + inside
+    weights = np.exp(-0.5 * (offset / stddev) ** 2).mean(axis=1)
+    return np.asarray(weights / weights.sum())
+
+
+def smooth(image: NDArray[np.floating], *, fwhm: float, size: int) -> NDArray[np.floating]:
+    """Convolve with a normalised Gaussian, interpolating over NaN.
+
+    Parameters
+    ----------
+    image : ndarray (y, x) float
+        Beyond its edges stand zeros, as in ``astropy.convolution.convolve``'s default.
+    fwhm : float
+        Full width at half maximum in pixels.
+    size : int
+        Side of the kernel in pixels, odd.
+
+    Returns
+    -------
+    ndarray (y, x) of `image`'s dtype
+        NaN where the kernel covers no valid pixel.
+    """
+    taps = gaussian_taps(fwhm / _FWHM_PER_STDDEV, size, oversampling=_OVERSAMPLING).astype(image.dtype)
+    invalid = np.isnan(image)
+    if not invalid.any():
+        return _convolve(image, taps)
+    total = _convolve(np.where(invalid, 0, image), taps)
+    # The weight that is left is exactly 1 away from invalid pixels, so the result there does not depend on whether
+    # some other part of the image has any.
+    weight = 1 - _convolve(invalid.astype(image.dtype), taps)
+    weight[weight < 0.5 * taps[0] ** 2] = np.nan
+    return np.divide(total, weight, out=total)
+
+
+def _convolve(image: NDArray[np.floating], taps: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Convolution with symmetric taps along y, then x; zeros beyond the edges."""
+    half = len(taps) // 2
+    along_y = image * taps[half]
+    along_x = np.empty_like(along_y)
+    for k in range(1, half + 1):
+        product = image * taps[half + k]
+        along_y[k:] += product[:-k]
+        along_y[:-k] += product[k:]
+    np.multiply(along_y, taps[half], out=along_x)
+    for k in range(1, half + 1):
+        product = along_y * taps[half + k]
+        along_x[:, k:] += product[:, :-k]
+        along_x[:, :-k] += product[:, k:]
+    return along_x
+
+
+def above_threshold(
+    image: NDArray[np.floating],
+    mesh: Mesh,
+    *,
+    threshold: float,
+    fwhm: float,
+    size: int,
+    box_size: tuple[int, int],
+    origin: tuple[int, int] = (0, 0),
+) -> Bool:
+    """Where the smoothed image stands above the background by `threshold` times its rms.
+
+    Parameters
+    ----------
+    image : ndarray (y, x) float
+        An image, or a tile of one with at least ``size // 2`` pixels of overlap.
+    mesh : Mesh
+        Of the whole image.
+    threshold : float
+        In units of the background's rms.
+    fwhm, size
+        As in `smooth`.
+    box_size : tuple of int
+        Sides (y, x) of a box of the mesh in pixels.
+    origin : tuple of int
+        Indices (y, x) in the whole image of the first pixel.
+
+    Returns
+    -------
+    ndarray (y, x) bool
+        False where the smoothed image is NaN.
+
+    Notes
+    -----
+    Works through the image in strips that stay in a core's cache; extra memory is some 10 MB.
+    """
+    n_y, n_x = image.shape
+    half, step = size // 2, max(1, _STRIP_PIXELS // n_x)
+    columns = np.arange(origin[1], origin[1] + n_x)
+    background, rms = (Surface(m, columns, box_size=box_size) for m in (mesh.background, mesh.background_rms))
+    result = np.empty(image.shape, bool)
+    for y in range(0, n_y, step):
+        stop = min(y + step, n_y)
+        start = max(y - half, 0)
+        smoothed = smooth(image[start : stop + half], fwhm=fwhm, size=size)[y - start :][: stop - y]
+        rows = np.arange(y, stop) + origin[0]
+        limit = rms.at(rows)
+        limit *= threshold
+        limit += background.at(rows)
+        np.greater(smoothed, limit, out=result[y:stop])
+    return result
+
+
+def connected(detected: Bool, n_pixels: int) -> Bool:
+    """The pixels of `detected` that belong to at least `n_pixels` connected ones (edges and corners connect).
+
+    Parameters
+    ----------
+    detected : ndarray (y, x) bool
+    n_pixels : int
+
+    Returns
+    -------
+    ndarray (y, x) bool
+
+    Notes
+    -----
+    Whether a pixel stays is decided within ``n_pixels - 1`` steps of it, so a tile with an overlap of that many
+    pixels gives its own part of the whole image's answer.
+    """
+    if n_pixels == 1:
+        return detected.copy()
+    labels, _ = label(detected, structure=_EDGES_AND_CORNERS)
+    flat = labels.reshape(-1)
+    at = np.flatnonzero(detected)
+    found = flat[at]
+    kept = np.zeros(detected.shape, bool)
+    kept.reshape(-1)[at] = np.bincount(found)[found] >= n_pixels if at.size else False
+    return kept
+
+
+def label_sources(mask: Bool) -> NDArray[np.int32]:
+    """Number the connected sources of a source mask (y, x) from 1; 0 is no source."""
+    return np.asarray(label(mask, structure=_EDGES_AND_CORNERS)[0], np.int32)
+
+
+def deblend(
+    smoothed: NDArray[np.floating], mask: Bool, *, n_pixels: int, n_levels: int, contrast: float
+) -> NDArray[np.uint32]:
+    """Label map of a source mask with overlapping sources parted, by photutils' ``deblend_sources``.
+
+    Parameters
+    ----------
+    smoothed : ndarray (y, x) float
+        The smoothed image in which the sources were found.
+    mask : ndarray (y, x) bool
+        True = source.
+    n_pixels, n_levels : int
+    contrast : float
+        See `skylevel.Rows`.
+
+    Returns
+    -------
+    ndarray (y, x) uint32
+        0 where `mask` is False, consecutive labels elsewhere.
+    """
+    labels = label_sources(mask)
+    if not labels.any():
+        return labels.astype(np.uint32)
+    segments = deblend_sources(
+        smoothed, SegmentationImage(labels), n_pixels=n_pixels, n_levels=n_levels, contrast=contrast, progress_bar=False
+    )
+    return np.asarray(segments.data, np.uint32)

@@ -1,0 +1,1 @@
+"""A whole program of exposures: plan, run, cluster."""

@@ -1,0 +1,296 @@
+"""The settings of the two jobs: `Rows` and `Channels`, frozen and checked when they are made.
+
+A recipe with no argument is the method of its notebook. Everything that shows settings to a person (the command
+line's help, ``skylevel config``, the store's provenance) is generated from the fields below.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+from skylevel.errors import SettingsError
+
+Stage = Literal["mask", "level", "product"]
+
+ROWS_NOTEBOOK = "notebook: JWST NIRCam row-by-row background subtraction (Hsieh 2024)"
+PHOTUTILS_DEFAULT = "photutils Background2D's default, as in the notebook"
+CHANNELS_NOTEBOOK = "notebook: Background subtraction of camera raw frames"
+
+
+def _knob(
+    doc: str,
+    *,
+    source: str,
+    stage: Stage,
+    unit: str = "",
+    low: float = -math.inf,
+    high: float = math.inf,
+    above: float = -math.inf,
+    odd: bool = False,
+    choices: tuple[str, ...] = (),
+) -> dict[str, Any]:
+    """Metadata of one field: what it means, and what it may be."""
+    return {
+        "doc": doc, "source": source, "stage": stage, "unit": unit,
+        "low": low, "high": high, "above": above, "odd": odd, "choices": choices,
+    }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """What `Rows` and `Channels` share: checking, canonical form, and reading from TOML or text.
+
+    Raises
+    ------
+    SettingsError
+        A value is of the wrong type or outside what its field allows.
+    """
+
+    name: ClassVar[str] = ""
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+
+    def __post_init__(self) -> None:
+        for knob in fields(self):
+            object.__setattr__(self, knob.name, _checked(self.name, knob, getattr(self, knob.name)))
+
+    @classmethod
+    def preset(cls, name: str) -> Self:
+        """The recipe under a well-known name; ``"notebook"`` is the default settings."""
+        if name not in cls.presets:
+            raise SettingsError(f"{cls.name}: unknown preset {name!r}; known: {', '.join(cls.presets)}")
+        return cls(**cls.presets[name])
+
+    def replace(self, settings: Mapping[str, Any]) -> Self:
+        """A copy with some settings changed; a dotted name (``norms.R``) reaches into a mapping."""
+        values = self.to_dict()
+        for dotted, value in settings.items():
+            _assign(self.name, values, dotted, value)
+        return type(self)(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, in field order, ready for JSON or TOML."""
+        return dataclasses.asdict(self)
+
+    def stage_dict(self, *stages: Stage) -> dict[str, Any]:
+        """The settings of the given stages alone: what decides whether a stored result still holds."""
+        return {k.name: getattr(self, k.name) for k in fields(self) if k.metadata["stage"] in stages}
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 (64 hex digits) of the canonical JSON of the recipe's name and settings."""
+        return canonical_hash({"recipe": self.name, "settings": self.to_dict()})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rows(Recipe):
+    """Settings of the row job: the median of each detector row's source-free pixels is subtracted.
+
+    With no argument, the method of the NIRCam notebook.
+    """
+
+    name: ClassVar[str] = "rows"
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"notebook": {}}
+
+    box_size: int = field(default=50, metadata=_knob(
+        "Side of the boxes in which the background is measured.",
+        unit="pixel", low=1, stage="mask", source=ROWS_NOTEBOOK))
+    filter_size: int = field(default=3, metadata=_knob(
+        "Side of the median filter over the mesh of boxes; 1 is no filter.",
+        unit="box", low=1, odd=True, stage="mask", source=ROWS_NOTEBOOK))
+    sigma_clip: float = field(default=3.0, metadata=_knob(
+        "Pixels further than this from their box's median are clipped (at most 10 rounds).",
+        unit="standard deviation", above=0.0, stage="mask", source=PHOTUTILS_DEFAULT))
+    threshold: float = field(default=2.0, metadata=_knob(
+        "A source stands this far above the background.",
+        unit="background rms", stage="mask", source=ROWS_NOTEBOOK))
+    kernel_fwhm: float = field(default=3.0, metadata=_knob(
+        "Full width at half maximum of the Gaussian that smooths the image before detection.",
+        unit="pixel", above=0.0, stage="mask", source=ROWS_NOTEBOOK))
+    kernel_size: int = field(default=3, metadata=_knob(
+        "Side of that Gaussian's kernel.",
+        unit="pixel", low=1, odd=True, stage="mask", source=ROWS_NOTEBOOK))
+    n_pixels: int = field(default=5, metadata=_knob(
+        "A source has at least this many connected pixels (edges and corners connect).",
+        unit="pixel", low=1, stage="mask", source=ROWS_NOTEBOOK))
+    exclude_percentile: float = field(default=10.0, metadata=_knob(
+        "A box with more than this percentage of masked or clipped pixels is left out. Where that leaves no box, "
+        "it is relaxed through 10, 20, 40, 80, 100 until one is left.",
+        unit="percent", low=0.0, high=100.0, stage="mask", source=PHOTUTILS_DEFAULT))
+    positive_only: bool = field(default=True, metadata=_knob(
+        "Only pixels above 0 enter a row's median.",
+        stage="level", source=ROWS_NOTEBOOK))
+    axis: str = field(default="auto", metadata=_knob(
+        "Direction of the stripes: from the header's FASTAXIS (rows when unknown), or as said.",
+        choices=("auto", "rows", "columns"), stage="level", source="rows in the notebook; FASTAXIS of JWST headers"))
+    n_levels: int = field(default=32, metadata=_knob(
+        "Levels of deblending; only the segmentation product is deblended.",
+        low=1, stage="product", source=ROWS_NOTEBOOK))
+    contrast: float = field(default=0.001, metadata=_knob(
+        "Fraction of a source's flux that makes a peak its own object in the segmentation product.",
+        low=0.0, high=1.0, stage="product", source=ROWS_NOTEBOOK))  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Channels(Recipe):
+    """Settings of the channel job: a smooth background is subtracted from each colour of a camera raw frame.
+
+    With no argument, the method of the night-sky notebook.
+    """
+
+    name: ClassVar[str] = "channels"
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"notebook": {}, "planes": {"method": "planes"}}
+
+    box_size: int = field(default=100, metadata=_knob(
+        "Side of the boxes in which the background is measured, on the mosaic.",
+        unit="pixel", low=1, stage="level", source=CHANNELS_NOTEBOOK))
+    filter_size: int = field(default=11, metadata=_knob(
+        "Side of the median filter over the mesh of boxes; 1 is no filter.",
+        unit="box", low=1, odd=True, stage="level", source=CHANNELS_NOTEBOOK))
+    sigma_clip: float = field(default=5.0, metadata=_knob(
+        "Pixels further than this from their box's median are clipped (at most 5 rounds).",
+        unit="standard deviation", above=0.0, stage="level", source=CHANNELS_NOTEBOOK))
+    exclude_percentile: float = field(default=10.0, metadata=_knob(
+        "A box with more than this percentage of masked or clipped pixels is left out. Where that leaves no box, "
+        "it is relaxed through 10, 20, 40, 80, 100 until one is left.",
+        unit="percent", low=0.0, high=100.0, stage="level", source=PHOTUTILS_DEFAULT))
+    kernel_stddev: float = field(default=1.0, metadata=_knob(
+        "Standard deviation of the Gaussian that fills a colour's gaps (method \"filled\").",
+        unit="pixel", above=0.0, stage="level", source=CHANNELS_NOTEBOOK))
+    estimator: str = field(default="mode", metadata=_knob(
+        "A box's background: its mode (3 median - 2 mean), median or mean, after clipping.",
+        choices=("mode", "median", "mean"), stage="level", source=CHANNELS_NOTEBOOK))
+    norms: Mapping[str, float] = field(default_factory=lambda: {"R": 1.34, "G": 1.0, "B": 1.25}, metadata=_knob(
+        "Factor on each colour after its background is subtracted; 1 for a colour not named.",
+        above=0.0, stage="level", source=CHANNELS_NOTEBOOK))
+    method: str = field(default="filled", metadata=_knob(
+        "\"filled\": each colour's gaps are filled before its boxes are measured, as in the notebook. "
+        "\"planes\": each colour's own pixels alone are measured; faster, and without the pull toward 0 that filling "
+        "gives the frame's edge.",
+        choices=("filled", "planes"), stage="level", source=CHANNELS_NOTEBOOK))
+    pedestal: float = field(default=0.0, metadata=_knob(
+        "Added to every pixel last, for programs that cut off negative values.",
+        unit="ADU", stage="level", source="0 in the notebook"))  # fmt: skip
+
+
+RECIPES: Mapping[str, type[Recipe]] = {cls.name: cls for cls in (Rows, Channels)}
+
+
+def canonical_hash(value: Any) -> str:
+    """SHA-256 (64 hex digits) of the canonical JSON of plain values: the same on every machine and Python."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def recipe_named(name: str) -> type[Recipe]:
+    """The recipe class under its name.
+
+    Raises
+    ------
+    SettingsError
+        There is no recipe of that name.
+    """
+    if name not in RECIPES:
+        raise SettingsError(f"unknown recipe {name!r}; known: {', '.join(RECIPES)}{_nearest(name, list(RECIPES))}")
+    return RECIPES[name]
+
+
+def read_settings(path: Path) -> dict[str, dict[str, Any]]:
+    """Settings by recipe name from a TOML file whose tables are ``[rows]`` and ``[channels]``.
+
+    Raises
+    ------
+    SettingsError
+        The file cannot be read, is not TOML, or has a table that is no recipe.
+    """
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise SettingsError(f"{path}: cannot read the settings: {error}") from error
+    for name, table in tables.items():
+        if not isinstance(table, dict):
+            raise SettingsError(f"{path}: {name!r} stands outside a table; put it under [rows] or [channels]")
+        recipe_named(name)
+    return tables
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def _assign(recipe: str, values: dict[str, Any], dotted: str, value: Any) -> None:
+    key, _, inner = dotted.partition(".")
+    if key not in values:
+        raise SettingsError(
+            f"{recipe}: unknown setting {key!r}{_nearest(key, list(values))}; known: {', '.join(values)}"
+        )
+    if not inner:
+        values[key] = value
+    elif isinstance(values[key], dict):
+        values[key][inner] = value
+    else:
+        raise SettingsError(f"{recipe}: {key} is a single value, so {dotted!r} names nothing")
+
+
+def _checked(recipe: str, knob: dataclasses.Field[Any], value: Any) -> Any:
+    """The value as its field's type; text (from the command line) is converted."""
+    label = f"{recipe}.{knob.name}"
+    if knob.name == "norms":
+        if not isinstance(value, Mapping):
+            raise SettingsError(f"{label} = {value!r}: needs a factor by colour, such as {{R = 1.34}}")
+        return {str(k): _number(f"{label}.{k}", knob.metadata, v) for k, v in value.items()}
+    if knob.type is bool:
+        return _boolean(label, value)
+    if knob.type is str:
+        return _choice(label, knob.metadata["choices"], value)
+    number = _number(label, knob.metadata, value)
+    if knob.type is float:
+        return number
+    if number != int(number):
+        raise SettingsError(f"{label} = {value!r}: needs a whole number")
+    return int(number)
+
+
+def _number(label: str, rule: Mapping[str, Any], value: Any) -> float:
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise SettingsError(f"{label} = {value!r}: needs a number")
+    if not (rule["low"] <= number <= rule["high"] and number > rule["above"]):
+        raise SettingsError(f"{label} = {value!r}: {_range(rule)}")
+    if rule["odd"] and number % 2 != 1:
+        raise SettingsError(f"{label} = {value!r}: needs an odd whole number")
+    return number
+
+
+def _range(rule: Mapping[str, Any]) -> str:
+    if math.isfinite(rule["above"]):
+        return f"needs a value above {rule['above']:g}"
+    if math.isfinite(rule["high"]):
+        return f"needs a value from {rule['low']:g} to {rule['high']:g}"
+    return f"needs a value of at least {rule['low']:g}"
+
+
+def _boolean(label: str, value: Any) -> bool:
+    known = {"true": True, "false": False}
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) and value.lower() in known:
+        return known[value.lower()]
+    raise SettingsError(f"{label} = {value!r}: needs true or false")
+
+
+def _choice(label: str, choices: tuple[str, ...], value: Any) -> str:
+    if value not in choices:
+        near = _nearest(str(value), list(choices))
+        raise SettingsError(f"{label} = {value!r}: needs one of {', '.join(choices)}{near}")
+    return str(value)
