@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from skylevel.chunked import gathered, map_tiles, mesh_chunks, starts, whole_boxes
 from skylevel.errors import UnsupportedFrameError
-from skylevel.kernels.mesh import BoxStatistics, Mesh, box_statistics, clip_box_size, finish_mesh
+from skylevel.kernels.mesh import BoxStatistics, Mesh, Surface, box_statistics, clip_box_size, finish_mesh
 from skylevel.kernels.mosaic import (
     Pattern,
     box_n_pixels,
@@ -19,7 +19,7 @@ from skylevel.kernels.mosaic import (
     halo_needed,
     subtract_backgrounds,
 )
-from skylevel.kernels.sources import above_threshold, connected
+from skylevel.kernels.sources import above_threshold, connected, deblend, smooth
 from skylevel.kernels.stripes import row_level
 from skylevel.kernels.tile import Tile
 from skylevel.recipes import Channels, Rows
@@ -59,8 +59,16 @@ def level_rows(frame: xr.Dataset, recipe: Rows | None = None) -> xr.Dataset:
     return frame.assign({"sci": subtract_rows(frame, estimate), **estimate.data_vars})
 
 
-def estimate_rows(frame: xr.Dataset, recipe: Rows) -> xr.Dataset:
+def estimate_rows(frame: xr.Dataset, recipe: Rows, *, detection: xr.Dataset | None = None) -> xr.Dataset:
     """What `level_rows` measures: the source mask, the background that found it, and the level of each row.
+
+    Parameters
+    ----------
+    frame : Dataset
+        With `sci` (y, x).
+    recipe : Rows
+    detection : Dataset, optional
+        An earlier estimate of the same frame, whose mask and background are taken over; only the levels are new.
 
     Returns
     -------
@@ -70,18 +78,22 @@ def estimate_rows(frame: xr.Dataset, recipe: Rows) -> xr.Dataset:
         ``exclude_percentile`` () the exclusion that left a box.
     """
     sci = _variable(frame, "sci")
-    image = sci.data
-    box_size = clip_box_size(recipe.box_size, sci.shape)
-    mesh = _row_mesh(image, box_size, recipe)
-    mask = _source_mask(image, mesh, box_size, recipe)
+    detection = _detect(sci, recipe) if detection is None else detection.drop_vars("row_level")
     dim = stripe_dim(frame, recipe)
+    levels = _levels(sci.data, detection["source_mask"].data, dim, recipe)
+    return detection.assign(row_level=((dim,), levels))
+
+
+def _detect(sci: xr.DataArray, recipe: Rows) -> xr.Dataset:
+    """The source mask, and the background that found it."""
+    box_size = clip_box_size(recipe.box_size, sci.shape)
+    mesh = _row_mesh(sci.data, box_size, recipe)
     mesh_shape = _mesh_shape(sci.shape, box_size)
     return xr.Dataset(
         {
-            "source_mask": (("y", "x"), mask),
+            "source_mask": (("y", "x"), _source_mask(sci.data, mesh, box_size, recipe)),
             "background": (_MESH_DIMS, _field(mesh, 0, mesh_shape)),
             "background_rms": (_MESH_DIMS, _field(mesh, 1, mesh_shape)),
-            "row_level": ((dim,), _levels(image, mask, dim, recipe)),
             "exclude_percentile": ((), _field(mesh, 2, (), np.float64)),
         }
     )
@@ -102,6 +114,29 @@ def stripe_dim(frame: xr.Dataset, recipe: Rows) -> str:
     if recipe.axis == "auto":
         return "x" if abs(frame.attrs.get("fast_axis", 1)) == 2 else "y"
     return {"rows": "y", "columns": "x"}[recipe.axis]
+
+
+def segment_rows(frame: xr.Dataset, estimate: xr.Dataset, recipe: Rows) -> NDArray[np.uint32]:
+    """The notebook's segmentation product: the sources of an estimate's mask, deblended and numbered from 1.
+
+    Parameters
+    ----------
+    frame, estimate : Dataset
+        In memory; `estimate` as `estimate_rows` gave it for the frame.
+    recipe : Rows
+
+    Returns
+    -------
+    ndarray (y, x) uint32
+        0 where there is no source.
+
+    Notes
+    -----
+    Deblending parts sources that touch; it never changes which pixels are masked, so only this product needs it.
+    """
+    smoothed = smooth(_variable(frame, "sci").to_numpy(), fwhm=recipe.kernel_fwhm, size=recipe.kernel_size)
+    mask = estimate["source_mask"].to_numpy()
+    return deblend(smoothed, mask, n_pixels=recipe.n_pixels, n_levels=recipe.n_levels, contrast=recipe.contrast)
 
 
 def level_channels(frame: xr.Dataset, recipe: Channels | None = None) -> xr.Dataset:
@@ -183,6 +218,20 @@ def subtract_channels(frame: xr.Dataset, estimate: xr.Dataset, recipe: Channels)
     else:
         levelled = subtract_backgrounds(raw.data, pattern, list(meshes), **settings)
     return xr.DataArray(levelled, dims=raw.dims, attrs=raw.attrs)
+
+
+def background_image(frame: xr.Dataset, estimate: xr.Dataset, recipe: Rows | Channels) -> NDArray[np.float32]:
+    """The background of an estimate at every pixel (y, x) float32; of a mosaic, each channel's at its own pixels."""
+    shape = (frame.sizes["y"], frame.sizes["x"])
+    box_size = clip_box_size(recipe.box_size, shape)
+    meshes = estimate["background"].to_numpy()
+    if isinstance(recipe, Rows):
+        return Surface(meshes, np.arange(shape[1]), box_size=box_size).at(np.arange(shape[0]))
+    pattern = frame_pattern(frame)
+    norms = [-1.0] * len(meshes)
+    return subtract_backgrounds(
+        np.zeros(shape, np.float32), pattern, list(meshes), box_size=box_size, norms=norms, pedestal=0.0
+    )
 
 
 def frame_pattern(frame: xr.Dataset) -> Pattern:

@@ -9,10 +9,8 @@ import difflib
 import hashlib
 import json
 import math
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 from skylevel.errors import SettingsError
@@ -45,7 +43,7 @@ def _knob(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """What `Rows` and `Channels` share: checking, canonical form, and reading from TOML or text.
+    """What `Rows` and `Channels` share: checking, canonical form, and changes by name.
 
     Raises
     ------
@@ -199,25 +197,6 @@ def recipe_named(name: str) -> type[Recipe]:
     if name not in RECIPES:
         raise SettingsError(f"unknown recipe {name!r}; known: {', '.join(RECIPES)}{_nearest(name, list(RECIPES))}")
     return RECIPES[name]
-
-
-def read_settings(path: Path) -> dict[str, dict[str, Any]]:
-    """Settings by recipe name from a TOML file whose tables are ``[rows]`` and ``[channels]``.
-
-    Raises
-    ------
-    SettingsError
-        The file cannot be read, is not TOML, or has a table that is no recipe.
-    """
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise SettingsError(f"{path}: cannot read the settings: {error}") from error
-    for name, table in tables.items():
-        if not isinstance(table, dict):
-            raise SettingsError(f"{path}: {name!r} stands outside a table; put it under [rows] or [channels]")
-        recipe_named(name)
-    return tables
 
 
 def _nearest(name: str, known: list[str]) -> str:

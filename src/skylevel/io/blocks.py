@@ -247,11 +247,26 @@ def add_provenance(header: fits.Header, output: Path, cards: Sequence[Card], his
     for keyword in ("CHECKSUM", "DATASUM"):
         header.remove(keyword, ignore_missing=True, remove_all=True)
     if "FILENAME" in header:
-        header["FILENAME"] = ascii_text(output.name)
+        cards = [*cards, ("FILENAME", output.name, header.comments["FILENAME"])]
     for keyword, value, comment in cards:
-        header[keyword] = (ascii_text(value) if isinstance(value, str) else value, ascii_text(comment))
+        text = ascii_text(value) if isinstance(value, str) else value
+        header[keyword] = (text, _fitting(text, ascii_text(comment)))
     for line in history:
         header.add_history(ascii_text(line))
+
+
+def announce_extensions(header: fits.Header) -> None:
+    """Say in a primary header that HDUs follow.
+
+    astropy adds the card to what it reads where it is absent, and finds the checksum wrong then.
+    """
+    header.set("EXTEND", True, after=f"NAXIS{header['NAXIS'] or ''}")
+
+
+def _fitting(value: Any, comment: str) -> str:
+    """Cut a comment to what its card has room for, which astropy would do with a warning."""
+    quoted = len(value.replace("'", "''")) + 2 if isinstance(value, str) else 0
+    return comment[: max(0, CARD - len("KEYWORD = ") - max(20, quoted) - len(" / "))]
 
 
 def ascii_text(text: str) -> str:

@@ -1,0 +1,277 @@
+"""The command line. Heavy modules are imported by the commands that need them, so that ``--help`` answers at once."""
+
+import logging
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from skylevel import __version__
+from skylevel.errors import SettingsError, SkylevelError
+from skylevel.recipes import RECIPES, Recipe
+from skylevel.settings_file import read_settings, to_toml
+
+if TYPE_CHECKING:
+    from skylevel.program.plan import Exposure
+    from skylevel.program.run import ProgramResult
+
+FAILED, WRONG, INTERRUPTED = 1, 2, 130
+
+_TIME_FORMAT = "%Y-%m-%d %H:%M:%S"
+
+console = Console(highlight=False, soft_wrap=True)
+errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def main() -> None:
+    """Run the command line: exit status 0 all done, 1 some exposures failed, 2 the command was wrong."""
+    try:
+        status = commands.main(standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        status = stop.exit_code
+    except click.ClickException as error:
+        error.show()
+        status = WRONG
+    except SkylevelError as error:
+        errors.print(f"skylevel: {error}", markup=False)
+        status = WRONG
+    except (KeyboardInterrupt, click.Abort):
+        errors.print("skylevel: stopped. What is done is stored; run the same command again to do the rest.")
+        status = INTERRUPTED
+    sys.exit(status)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="skylevel")
+def commands() -> None:
+    """Level the sky of whole observing programs: JWST exposures and camera raw frames, in parallel with Dask."""
+
+
+def _output_argument(function: Callable[..., int]) -> Callable[..., int]:
+    return click.argument("output", default="skylevel-output")(function)
+
+
+def _where_options(function: Callable[..., int]) -> Callable[..., int]:
+    """Options of every command that works on a cluster."""
+    for option in (
+        click.option("--quiet", is_flag=True, help="Print only what failed, and the final table."),
+        click.option("--workers", type=click.IntRange(min=1), help="Processes (local) or jobs (slurm). [default: one a core; 2 jobs]"),
+        click.option(
+            "--cluster", default="local", show_default=True, metavar="local|slurm|tcp://HOST:PORT", help="Where to run."
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+@commands.command()
+@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
+@click.option("--output", default="skylevel-output", show_default=True, metavar="DIR", help="Folder or URL of the outputs and the store.")
+@click.option("--recipe", type=click.Choice(["auto", *RECIPES]), default="auto", show_default=True, help="auto: rows for FITS, channels for camera raws.")
+@click.option("--preset", metavar="NAME", help=f"Settings by name: {'; '.join(f'{n}: {chr(44).join(c.presets)}' for n, c in RECIPES.items())}.")
+@click.option("--config", type=click.Path(path_type=Path), metavar="FILE.toml", help="Settings as 'skylevel config' prints them.")
+@click.option("--set", "settings", multiple=True, metavar="FIELD=VALUE", help="One setting, such as box_size=64 or norms.R=1; may be repeated.")
+@click.option("--layout", type=click.Choice(["full", "primary"]), default="full", show_default=True, help="full: all HDUs of the input. primary: one HDU.")
+@click.option("--keep", default="", metavar="LIST", help="Also write segmentation, masked, background (any, with commas between).")
+@click.option("--overwrite", is_flag=True, help="Do again what is done.")
+@click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
+@click.option("--partition", metavar="I/N", help="Do only the I-th of N shares, in this process: for job arrays.")
+@_where_options
+def run(inputs: tuple[str, ...], output: str, **options: Any) -> int:
+    """Level every INPUT: files, folders, globs, associations (*_asn.json), @list.txt, URLs."""
+    from skylevel.program.plan import make_plan
+    from skylevel.program.run import run_partition, run_plan
+
+    recipes = _recipes(options["recipe"], options["preset"], options["config"], options["settings"])
+    keep = [word.strip() for word in options["keep"].split(",") if word.strip()]
+    plan = make_plan(inputs, output, recipe=options["recipe"], recipes=recipes, layout=options["layout"], keep=keep)
+    if options["dry_run"]:
+        return _print_plan(plan, output)
+    with _reporting(output, quiet=options["quiet"]) as progress:
+        if options["partition"]:
+            result = run_partition(plan, output, *_share(options["partition"]), progress=progress)
+        else:
+            where = {key: options[key] for key in ("cluster", "workers", "overwrite")}
+            result = run_plan(plan, output, progress=progress, **where)
+    return _print_result(result)
+
+
+@commands.command()
+@_output_argument
+@_where_options
+def export(output: str, cluster: str, workers: int | None, quiet: bool) -> int:
+    """Write the FITS files of OUTPUT again from its store, without measuring."""
+    from skylevel.program.run import export_program
+
+    with _reporting(output, quiet=quiet) as progress:
+        result = export_program(output, cluster=cluster, workers=workers, progress=progress)
+    return _print_result(result)
+
+
+@commands.command()
+@_output_argument
+def status(output: str) -> int:
+    """Print what is done, failed and left in OUTPUT."""
+    from skylevel.program.view import program_status
+
+    states = program_status(output)
+    count = {state: sum(s.state == state for s in states) for state in ("done", "failed", "left")}
+    console.print(f"{output}: " + ", ".join(f"{n} {state}" for state, n in count.items()), markup=False)
+    for exposure in states:
+        if exposure.state != "done":
+            console.print(f"  {exposure.state}  {exposure.name}  {exposure.reason}".rstrip(), markup=False)
+    return FAILED if count["failed"] else 0
+
+
+@commands.command()
+@click.argument("recipe", type=click.Choice(list(RECIPES)))
+@click.option("--preset", default="notebook", show_default=True, metavar="NAME")
+def config(recipe: str, preset: str) -> int:
+    """Print a recipe's settings as commented TOML, to edit and give to 'run --config'."""
+    click.echo(to_toml(RECIPES[recipe].preset(preset)), nl=False)
+    return 0
+
+
+@commands.command()
+@click.option("--output", default="skylevel-demo", show_default=True, metavar="DIR", help="Folder for the demo.")
+@_where_options
+def demo(output: str, cluster: str, workers: int | None, quiet: bool) -> int:
+    """Write a small program with known truth, run it, and print what came out against the truth."""
+    from skylevel.demo import measure_levels, summary, write_program
+    from skylevel.program.run import run as run_program
+
+    program, levelled = Path(output, "program"), Path(output, "levelled")
+    console.print(f"Writing three NIRCam exposures and two raw frames of the night sky to {program} ...", markup=False)
+    paths = write_program(program)
+    with _reporting(str(levelled), quiet=quiet) as progress:
+        result = run_program(map(str, paths), str(levelled), cluster=cluster, workers=workers, progress=progress)
+    code = _print_result(result)
+    if not result.failed:
+        console.print("\nRMS of the stripes and of the sky's gradient against the truth, before and after:\n")
+        console.print(summary(measure_levels(program, levelled)), markup=False)
+        console.print(f"\nLook again with: skylevel status {levelled}", markup=False)
+    return code
+
+
+def _recipes(
+    recipe: str, preset: str | None, config: Path | None, settings: tuple[str, ...]
+) -> Mapping[str, Recipe]:
+    """The recipes with a preset, then a file's settings, then single settings applied."""
+    names = list(RECIPES) if recipe == "auto" else [recipe]
+    made = {name: RECIPES[name]() for name in names}
+    if preset:
+        made.update(_preset(preset, names))
+    for name, table in (read_settings(config) if config else {}).items():
+        if name in made:
+            made[name] = made[name].replace(table)
+    for setting in settings:
+        made.update(_with_setting(made, setting))
+    return made
+
+
+def _preset(preset: str, names: list[str]) -> dict[str, Recipe]:
+    knowing = [name for name in names if preset in RECIPES[name].presets]
+    if not knowing:
+        known = sorted({known for name in names for known in RECIPES[name].presets})
+        raise SettingsError(f"unknown preset {preset!r}; known: {', '.join(known)}")
+    return {name: RECIPES[name].preset(preset) for name in knowing}
+
+
+def _with_setting(recipes: Mapping[str, Recipe], setting: str) -> dict[str, Recipe]:
+    """Apply FIELD=VALUE to each recipe that has the field; ``rows.FIELD`` names one recipe."""
+    field, equals, value = setting.partition("=")
+    if not equals:
+        raise SettingsError(f"--set {setting}: needs FIELD=VALUE")
+    prefix, _, rest = field.partition(".")
+    if prefix in RECIPES:
+        recipes, field = {name: r for name, r in recipes.items() if name == prefix}, rest
+    having = {name: r for name, r in recipes.items() if field.partition(".")[0] in r.to_dict()}
+    # Where none has it, the first one's refusal names what is known.
+    return {name: r.replace({field: value}) for name, r in (having or recipes).items()}
+
+
+def _share(text: str) -> tuple[int, int]:
+    index, _, count = text.partition("/")
+    if not (index.isdigit() and count.isdigit()):
+        raise SettingsError(f"--partition {text}: needs I/N, such as 3/16")
+    return int(index), int(count)
+
+
+@contextmanager
+def _reporting(output: str, *, quiet: bool) -> Iterator[Callable[[int, int], None]]:
+    """Log lines to the terminal and to OUTPUT/skylevel.log, and show a progress bar on a terminal."""
+    logger = logging.getLogger("skylevel")
+    logger.setLevel(logging.INFO)
+    handlers = [_terminal_handler(quiet), *_file_handlers(output)]
+    for handler in handlers:
+        logger.addHandler(handler)
+    bar = Progress(
+        TextColumn("levelling"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
+        console=errors, transient=True, disable=quiet or not errors.is_terminal,
+    )  # fmt: skip
+    try:
+        with bar:
+            task = bar.add_task("levelling", total=None)
+            yield lambda count, total: bar.update(task, completed=count, total=total)
+    finally:
+        for handler in handlers:
+            logger.removeHandler(handler)
+            handler.close()
+
+
+class _TerminalHandler(logging.Handler):
+    """Print log lines above the progress bar, without breaking them."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        errors.print(self.format(record), markup=False, style="red" if record.levelno >= logging.ERROR else None)
+
+
+def _terminal_handler(quiet: bool) -> logging.Handler:
+    handler = _TerminalHandler(logging.ERROR if quiet else logging.INFO)
+    handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", _TIME_FORMAT))
+    return handler
+
+
+def _file_handlers(output: str) -> list[logging.Handler]:
+    if "://" in output:
+        return []
+    Path(output).mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(Path(output, "skylevel.log"), encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", _TIME_FORMAT))
+    return [handler]
+
+
+def _print_plan(plan: "list[Exposure]", output: str) -> int:
+    from skylevel.io.store import ProgramStore
+    from skylevel.program.run import store_url, work_left
+
+    work = work_left(plan, ProgramStore(store_url(output)))
+    table = Table("exposure", "recipe", "size", "to do", "output", box=None, pad_edge=False)
+    for exposure in plan:
+        size = exposure.identity.get("size")
+        mb = f"{size / 1e6:.1f} MB" if size else "?"
+        todo = {"measure": "measure, export", "export": "export", "nothing": "-"}[work[exposure.name]]
+        table.add_row(exposure.name, exposure.recipe.name, mb, todo, exposure.outputs["levelled"])
+    console.print(table)
+    return 0
+
+
+def _print_result(result: "ProgramResult") -> int:
+    """Print the final table: done, failed with reasons, where the files are."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_row("done", str(len(result.done)))
+    if result.skipped:
+        table.add_row("done before", str(len(result.skipped)))
+    table.add_row("failed", str(len(result.failed)))
+    table.add_row("outputs", result.output)
+    table.add_row("store", result.store)
+    console.print(table)
+    for reason in result.failed.values():
+        errors.print(f"failed: {reason}", markup=False)
+    return FAILED if result.failed else 0

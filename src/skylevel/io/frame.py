@@ -1,0 +1,86 @@
+"""Any supported file as one `xarray.Dataset`: the schema, and the xarray engine ``skylevel``.
+
+Every frame has dims ``(y, x)`` and the attributes ``kind`` (``"jwst"`` or ``"camera"``), ``path`` and ``unit``.
+
+========  ======================================================  =====================================================
+kind      variables                                               made by
+========  ======================================================  =====================================================
+jwst      ``sci`` float32 or float64, ``err``, ``dq`` uint32      `skylevel.io.jwst.open_exposure`, with its attributes
+camera    ``raw`` uint16                                          `skylevel.io.camera.open_raw`, with its attributes
+========  ======================================================  =====================================================
+"""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import xarray as xr
+from xarray.backends import BackendEntrypoint
+
+from skylevel.errors import SettingsError, UnreadableFrameError, UnsupportedFrameError
+from skylevel.io.blocks import FITS_MAGIC, read_start
+from skylevel.io.camera import open_raw
+from skylevel.io.jwst import open_exposure
+
+FITS_SUFFIXES = (".fits", ".fit", ".fts", ".fits.gz", ".fit.gz", ".fts.gz")
+
+
+class SkylevelBackendEntrypoint(BackendEntrypoint):
+    """Opens JWST exposures and camera raws in xarray: ``xr.open_dataset(path, engine="skylevel")``."""
+
+    description = "JWST exposures (FITS) and camera raw frames, through skylevel"
+    open_dataset_parameters = ("filename_or_obj", "drop_variables", "zero_point")
+
+    def open_dataset(  # type: ignore[override]
+        self,
+        filename_or_obj: str | os.PathLike[str],
+        *,
+        drop_variables: str | Iterable[str] | None = None,
+        zero_point: float | None = None,
+    ) -> xr.Dataset:
+        """Open a frame; the arguments are those of `open_frame`."""
+        dropped = [drop_variables] if isinstance(drop_variables, str) else list(drop_variables or ())
+        return _open(Path(filename_or_obj), zero_point).drop_vars(dropped, errors="ignore")
+
+
+def open_frame(path: str | os.PathLike[str], *, zero_point: float | None = None) -> xr.Dataset:
+    """Open an exposure of any supported kind; its content decides which, not its name.
+
+    Parameters
+    ----------
+    path : str or path-like
+        A JWST exposure (``_cal``, ``_rate``, ``_crf``, ``_i2d``, FITS, gzip or not) or a camera raw that LibRaw reads.
+    zero_point : float, optional
+        A newer flux calibration than the file's, in MJy/sr per DN/s; JWST only. Kept as the attribute
+        ``zero_point_correction`` = `zero_point` / PHOTMJSR, which `skylevel.flux_per_pixel` applies.
+
+    Returns
+    -------
+    xarray.Dataset
+        Dims ``(y, x)``; pixels of a JWST exposure are read when they are used, and only those
+        (``.chunk()`` gives Dask). The attributes are described in this module and in the readers'.
+
+    Raises
+    ------
+    UnreadableFrameError
+        The file is missing, cut short or damaged.
+    UnsupportedFrameError
+        The file is sound, but no exposure that skylevel levels.
+    SettingsError
+        `zero_point` makes no sense for this file.
+    """
+    # Through xarray's own function, so that a frame is cached, copied and closed as any opened dataset.
+    return xr.open_dataset(path, engine=SkylevelBackendEntrypoint, zero_point=zero_point)
+
+
+def _open(path: Path, zero_point: float | None) -> xr.Dataset:
+    if read_start(path) == FITS_MAGIC:
+        return open_exposure(path, zero_point)
+    if zero_point is not None:
+        raise SettingsError(f"{path}: zero_point is for JWST exposures; this file is not FITS")
+    try:
+        return open_raw(path)
+    except UnsupportedFrameError as error:
+        if path.name.lower().endswith(FITS_SUFFIXES):
+            raise UnreadableFrameError(f"{path}: is named as FITS but does not begin as FITS") from error
+        raise

@@ -1,0 +1,60 @@
+"""Files by path or URL: a remote input is fetched for as long as it is read, a remote output is sent once it is whole."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import fsspec
+
+from skylevel.errors import UnreadableFrameError
+
+
+def is_remote(url: str) -> bool:
+    """Whether this names a file by URL."""
+    return "://" in url
+
+
+@contextmanager
+def local_input(url: str) -> Iterator[Path]:
+    """A path at which an input can be read; a remote one is fetched to a temporary file.
+
+    Raises
+    ------
+    UnreadableFrameError
+        The URL cannot be fetched.
+    """
+    if not is_remote(url):
+        yield Path(url)
+        return
+    with tempfile.TemporaryDirectory(prefix="skylevel-") as folder:
+        path = Path(folder, url.rsplit("/", 1)[-1])
+        try:
+            files, remote = fsspec.core.url_to_fs(url)
+            files.get_file(remote, str(path))
+        except (OSError, ValueError) as error:
+            raise UnreadableFrameError(f"{url}: cannot be fetched: {error}") from error
+        yield path
+
+
+@contextmanager
+def local_output(url: str) -> Iterator[Path]:
+    """A path at which to write an output; a remote one is sent when the block ends without an error."""
+    if not is_remote(url):
+        path = Path(url)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="skylevel-") as folder:
+        path = Path(folder, url.rsplit("/", 1)[-1])
+        yield path
+        files, remote = fsspec.core.url_to_fs(url)
+        with path.open("rb") as source, files.open(remote, "wb") as target:
+            shutil.copyfileobj(source, target, 1 << 22)
+
+
+def output_exists(url: str) -> bool:
+    """Whether an output is there."""
+    files, path = fsspec.core.url_to_fs(url)
+    return bool(files.exists(path))

@@ -1,0 +1,210 @@
+"""The program store: what was measured of each exposure, in Zarr v3.
+
+::
+
+    program.zarr/
+      plan.json                   the driver's index: every exposure, its recipe and its outputs
+      failed/<name>.json          why an exposure failed, until it succeeds
+      exported/<name>.json        which outputs its FITS files are, written after them
+      exposures/<name>/           one group an exposure, written by one task alone
+        source_mask, background, background_rms, row_level
+        attributes: key, recipe, settings, source, facts, metrics, and last of all complete
+
+A group without ``complete`` is not there. On a local file system a group is written aside and renamed, so that it is
+there whole or not at all; elsewhere the attribute is written last.
+"""
+
+import json
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import xarray as xr
+import zarr
+from fsspec.implementations.local import LocalFileSystem
+from zarr.codecs import BloscCodec
+from zarr.errors import GroupNotFoundError
+
+from skylevel.errors import StoreError
+
+# Part of every key: a store of another format is measured anew.
+FORMAT = 1
+
+# Eight times smaller for a mask, at the price of a copy; floats hardly compress.
+_CODEC = BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle")
+
+
+class ProgramStore:
+    """The store of one program, on a local path or any URL that fsspec knows.
+
+    Parameters
+    ----------
+    url : str
+        Of ``program.zarr``; need not exist.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+        self._files, self._root = fsspec.core.url_to_fs(self.url)
+
+    def write_estimate(self, name: str, estimate: xr.Dataset, attributes: Mapping[str, Any]) -> None:
+        """Store what was measured of an exposure, replacing what stood there.
+
+        Parameters
+        ----------
+        name : str
+            The exposure's.
+        estimate : Dataset
+            In memory.
+        attributes : mapping
+            Plain values; NaN and infinity are stored as null.
+        """
+        # Coordinates are few and small, and Zarr v3 has no settled form for text: they are attributes.
+        coordinates = {str(name): coordinate.values for name, coordinate in estimate.coords.items()}
+        dataset = estimate.drop_vars(coordinates)
+        dataset = dataset.assign_attrs(_plain({**attributes, "coordinates": coordinates}))
+        if not isinstance(self._files, LocalFileSystem):
+            _write_group(dataset, self._group_url(name))
+            zarr.open_group(self._group_url(name), mode="r+").attrs["complete"] = True
+            return
+        final = Path(self._root, "exposures", name)
+        aside = final.with_name(f".{name}.{uuid.uuid4().hex}")
+        try:
+            _write_group(dataset.assign_attrs(complete=True), str(aside))
+            _replace_folder(aside, final)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+    def read_estimate(self, name: str) -> xr.Dataset:
+        """What was measured of an exposure, lazily; its attributes are what `write_estimate` was given.
+
+        Raises
+        ------
+        StoreError
+            It is not there, or not complete.
+        """
+        if self.read_attributes(name) is None:
+            raise StoreError(f"{self.url}: holds no complete measurement of {name}; run the program again")
+        estimate = xr.open_zarr(self._group_url(name), consolidated=False, chunks=None)
+        return estimate.assign_coords(estimate.attrs["coordinates"])
+
+    def read_attributes(self, name: str) -> dict[str, Any] | None:
+        """The attributes of an exposure's group; None where it is not there or not complete."""
+        try:
+            text = self._files.cat_file(f"{self._root}/exposures/{name}/zarr.json")
+            attributes = json.loads(text)["attributes"]
+        except (FileNotFoundError, GroupNotFoundError, ValueError, KeyError):
+            return None
+        return attributes if attributes.get("complete") else None
+
+    def names(self) -> list[str]:
+        """The exposures that are there, complete or not, sorted."""
+        folder = f"{self._root}/exposures"
+        if not self._files.isdir(folder):
+            return []
+        found = (str(path).rstrip("/").rsplit("/", 1)[-1] for path in self._files.ls(folder, detail=False))
+        return sorted(name for name in found if not name.startswith("."))
+
+    def write_plan(self, plan: Mapping[str, Any]) -> None:
+        """Write the driver's index."""
+        self._write_json("plan.json", plan)
+
+    def read_plan(self) -> dict[str, Any]:
+        """The driver's index.
+
+        Raises
+        ------
+        StoreError
+            There is none: no program was run into this folder.
+        """
+        plan = self._read_json("plan.json")
+        if plan is None:
+            raise StoreError(f"{self.url}: no program was run into this folder")
+        if plan.get("format") != FORMAT:
+            raise StoreError(f"{self.url}: of format {plan.get('format')}, written by another version of skylevel")
+        return plan
+
+    def write_failure(self, name: str, reason: str) -> None:
+        """Remember why an exposure failed."""
+        self._write_json(f"failed/{name}.json", {"reason": reason})
+
+    def forget_failure(self, name: str) -> None:
+        """Forget that an exposure failed; it need not have."""
+        path = f"{self._root}/failed/{name}.json"
+        if self._files.exists(path):
+            self._files.rm_file(path)
+
+    def failures(self) -> dict[str, str]:
+        """Why each failed exposure failed, by name."""
+        return {name: value["reason"] for name, value in self._read_all("failed")}
+
+    def write_export(self, name: str, key: str) -> None:
+        """Remember under which key an exposure's outputs were written."""
+        self._write_json(f"exported/{name}.json", {"key": key})
+
+    def export_keys(self) -> dict[str, str]:
+        """The key under which each exposure's outputs were written, by name."""
+        return {name: value["key"] for name, value in self._read_all("exported")}
+
+    def _read_all(self, folder: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        path = f"{self._root}/{folder}"
+        if self._files.isdir(path):
+            for found in sorted(str(p) for p in self._files.ls(path, detail=False)):
+                if found.endswith(".json"):
+                    name = found.rsplit("/", 1)[-1].removesuffix(".json")
+                    yield name, self._read_json(f"{folder}/{name}.json") or {}
+
+    def _group_url(self, name: str) -> str:
+        return f"{self.url}/exposures/{name}"
+
+    def _write_json(self, path: str, value: Mapping[str, Any]) -> None:
+        text = json.dumps(_plain(value), indent=1).encode()
+        target = f"{self._root}/{path}"
+        self._files.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
+        if not isinstance(self._files, LocalFileSystem):
+            self._files.pipe_file(target, text)
+            return
+        aside = Path(f"{target}.{uuid.uuid4().hex}.tmp")
+        aside.write_bytes(text)
+        aside.replace(target)
+
+    def _read_json(self, path: str) -> dict[str, Any] | None:
+        try:
+            value: dict[str, Any] = json.loads(self._files.cat_file(f"{self._root}/{path}"))
+        except FileNotFoundError:
+            return None
+        return value
+
+
+def _write_group(dataset: xr.Dataset, url: str) -> None:
+    """Every array is one chunk: it has one writer, and is read whole."""
+    encoding = {
+        name: {"compressors": _CODEC, "chunks": variable.shape} for name, variable in dataset.items() if variable.ndim
+    }
+    dataset.to_zarr(url, mode="w", consolidated=False, zarr_format=3, encoding=encoding)
+
+
+def _replace_folder(source: Path, target: Path) -> None:
+    """Rename a folder over another. Between the two renamings neither is there, which reads as not measured."""
+    old = target.with_name(f".{target.name}.{uuid.uuid4().hex}.old")
+    if target.exists():
+        target.rename(old)
+    source.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _plain(value: Any) -> Any:
+    """The value as JSON knows it: NumPy scalars become Python's, and what is not finite becomes null."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,81 @@
+"""Fan items out over a cluster, a bounded number at a time, and never lose one."""
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from typing import Any, TypeVar
+
+from distributed import Client, Future, KilledWorker, as_completed
+
+from skylevel.errors import ClusterError
+
+Item = TypeVar("Item")
+Outcome = Any
+
+
+def fan_out(
+    client: Client, submit: Callable[[Item], Future], items: Iterable[Item], *, in_flight: int
+) -> Iterator[tuple[Item, Outcome]]:
+    """Run every item, and yield each with its result, or with the exception that ended it, as they finish.
+
+    Parameters
+    ----------
+    client : Client
+    submit : callable
+        Submits an item's task, or the last of its tasks; its result is small.
+    items : iterable
+    in_flight : int
+        How many items the scheduler knows of at a time. Each one is released as soon as it is done, so that the death
+        of a worker re-runs nothing that was finished.
+
+    Raises
+    ------
+    ClusterError
+        The scheduler is gone.
+
+    Notes
+    -----
+    An item whose worker died again and again may have been the guilty one's neighbour: it is tried once more at the
+    end, alone, before that counts.
+    """
+    suspects: list[Item] = []
+    for item, outcome in _run(client, submit, items, in_flight):
+        if isinstance(outcome, KilledWorker):
+            suspects.append(item)
+        else:
+            yield item, outcome
+    yield from _run(client, submit, suspects, 1)
+
+
+def _run(
+    client: Client, submit: Callable[[Item], Future], items: Iterable[Item], in_flight: int
+) -> Iterator[tuple[Item, Outcome]]:
+    waiting = iter(items)
+    running: dict[Any, Item] = {}
+    completed = as_completed([], loop=client.loop, with_results=True, raise_errors=False)
+
+    def start(count: int) -> None:
+        for item in islice(waiting, count):
+            future = submit(item)
+            running[future.key] = item
+            completed.add(future)
+
+    try:
+        start(in_flight)
+        for future, result in completed:
+            item = running.pop(future.key)
+            outcome = _outcome(future, result)
+            future.release()
+            start(1)
+            yield item, outcome
+    finally:
+        if running:
+            # Left early, by an error or the user: what has not begun is not begun.
+            client.cancel([*completed.futures], force=True)
+
+
+def _outcome(future: Future, result: Any) -> Outcome:
+    if future.status == "finished":
+        return result
+    if future.status in ("cancelled", "lost"):
+        raise ClusterError("the scheduler is gone; what was done is stored: run the same command again")
+    return result[1] if isinstance(result, tuple) else result

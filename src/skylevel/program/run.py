@@ -1,0 +1,317 @@
+"""Run a program: fan its exposures out over a cluster, collect what they say, and leave nothing behind unfinished."""
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import Literal
+from uuid import uuid4
+
+from distributed import Client, Future, KilledWorker
+
+from skylevel.errors import SkylevelError, StoreError
+from skylevel.io.remote import output_exists
+from skylevel.io.store import FORMAT, ProgramStore
+from skylevel.program.cluster import check_workers, connect
+from skylevel.program.fan_out import fan_out
+from skylevel.program.plan import Exposure, make_plan, partition, summarize
+from skylevel.program.tasks import Record, export, measure
+from skylevel.recipes import Recipe
+
+log = logging.getLogger("skylevel")
+
+Work = Literal["measure", "export", "nothing"]
+Progress = Callable[[int, int], None]
+
+STORE_NAME = "program.zarr"
+
+# Enough in flight that no worker waits for the driver, few enough that the scheduler stays small.
+_IN_FLIGHT_PER_THREAD = 4
+
+
+@dataclass(slots=True)
+class ProgramResult:
+    """What became of a program's exposures.
+
+    Attributes
+    ----------
+    output : str
+        Folder or URL of the outputs and the store.
+    done : list of Record
+        Exposures that were worked on and have their outputs.
+    failed : dict of str
+        Why each other one failed, by name.
+    skipped : list of str
+        Exposures that were done already.
+    """
+
+    output: str
+    done: list[Record] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    skipped: list[str] = field(default_factory=list)
+
+    @property
+    def store(self) -> str:
+        """Path or URL of the program store."""
+        return store_url(self.output)
+
+
+def run(
+    inputs: str | Iterable[str],
+    output: str = "skylevel-output",
+    *,
+    recipe: str | Recipe = "auto",
+    recipes: Mapping[str, Recipe] | None = None,
+    client: Client | None = None,
+    cluster: str = "local",
+    workers: int | None = None,
+    layout: str = "full",
+    keep: Sequence[str] = (),
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> ProgramResult:
+    """Level every exposure of a program.
+
+    Parameters
+    ----------
+    inputs : str or iterable of str
+        Files, folders, globs, associations, ``@list.txt``, URLs.
+    output : str
+        Folder or URL of the outputs; the store is its ``program.zarr``.
+    recipe : {"auto", "rows", "channels"} or Recipe
+        What to do with each input; "auto" decides by file.
+    recipes : mapping of str to Recipe, optional
+        Settings by recipe name.
+    client : distributed.Client, optional
+        Where to run; by default a cluster is started as `cluster` says, and closed again.
+    cluster : str
+        ``local``, ``slurm``, or a scheduler's address.
+    workers : int, optional
+        Processes (local) or jobs at the most (slurm).
+    layout : {"full", "primary"}
+        Of the levelled FITS files.
+    keep : sequence of {"segmentation", "masked", "background"}
+        Further products to write.
+    overwrite : bool
+        Do again what is done.
+    progress : callable, optional
+        Called with how many exposures are finished, and of how many.
+
+    Returns
+    -------
+    ProgramResult
+        An exposure that cannot be levelled is in ``failed`` with its reason, and everything else is done.
+
+    Raises
+    ------
+    PlanError, SettingsError
+        The inputs or settings are wrong; nothing was run.
+    ClusterError
+        There is nowhere to run.
+    """
+    if isinstance(recipe, Recipe):
+        recipes, recipe = {**(recipes or {}), recipe.name: recipe}, recipe.name
+    given = [inputs] if isinstance(inputs, str) else list(inputs)
+    plan = make_plan(given, output, recipe=recipe, recipes=recipes, layout=layout, keep=keep)
+    return run_plan(
+        plan, output, client=client, cluster=cluster, workers=workers, overwrite=overwrite, progress=progress
+    )
+
+
+def run_plan(
+    plan: Sequence[Exposure],
+    output: str,
+    *,
+    client: Client | None = None,
+    cluster: str = "local",
+    workers: int | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> ProgramResult:
+    """Do what is left of a plan; see `run`."""
+    url = store_url(output)
+    store = ProgramStore(url)
+    store.write_plan(plan_index(plan))
+    work = {exposure.name: "measure" for exposure in plan} if overwrite else work_left(plan, store)
+    result = ProgramResult(output, skipped=[name for name, what in work.items() if what == "nothing"])
+    left = [exposure for exposure in plan if work[exposure.name] != "nothing"]
+    counts = ", ".join(f"{n} {name}" for name, n in sorted(summarize(left).items())) or "nothing"
+    log.info("%d exposures: %d done already, to do: %s", len(plan), len(result.skipped), counts)
+    if not left:
+        return result
+    with connected(client, cluster, workers, len(left)) as here:
+        in_flight = _IN_FLIGHT_PER_THREAD * check_workers(here)
+        submit = _submitter(here, work, url)
+        _collect(fan_out(here, submit, left, in_flight=in_flight), result, store, len(left), progress)
+    return result
+
+
+def export_program(
+    output: str, *, cluster: str = "local", workers: int | None = None, progress: Progress | None = None
+) -> ProgramResult:
+    """Write the FITS files of every measured exposure again, without measuring.
+
+    Raises
+    ------
+    StoreError
+        No program was run into `output`.
+    """
+    url = store_url(output)
+    store = ProgramStore(url)
+    plan = read_plan(store)
+    measured = [exposure for exposure in plan if _is_measured(exposure, store)]
+    result = ProgramResult(output)
+    for exposure in plan:
+        if exposure not in measured:
+            result.failed[exposure.name] = "not measured yet: run the program again"
+    if measured:
+        with connect(cluster, workers=workers, n_exposures=len(measured)) as client:
+            in_flight = _IN_FLIGHT_PER_THREAD * check_workers(client)
+            submit = _submitter(client, dict.fromkeys((e.name for e in measured), "export"), url)
+            _collect(fan_out(client, submit, measured, in_flight=in_flight), result, store, len(measured), progress)
+    return result
+
+
+def run_partition(
+    plan: Sequence[Exposure], output: str, index: int, count: int, *, progress: Progress | None = None
+) -> ProgramResult:
+    """Do one of `count` shares of a plan in this process, without a scheduler: an element of a job array."""
+    url = store_url(output)
+    store = ProgramStore(url)
+    store.write_plan(plan_index(plan))
+    share = partition(plan, index, count)
+    work = work_left(share, store)
+    result = ProgramResult(output, skipped=[name for name, what in work.items() if what == "nothing"])
+    left = [exposure for exposure in share if work[exposure.name] != "nothing"]
+    log.info("share %d of %d: %d exposures, %d done already", index, count, len(share), len(result.skipped))
+    _collect(_in_this_process(left, work, url), result, store, len(left), progress)
+    return result
+
+
+def store_url(output: str) -> str:
+    """Path or URL of the store of an output folder."""
+    return f"{output.rstrip('/')}/{STORE_NAME}"
+
+
+def plan_index(plan: Sequence[Exposure]) -> dict[str, object]:
+    """A plan as the store keeps it."""
+    return {
+        "format": FORMAT, "skylevel_version": version("skylevel"), "exposures": [exposure.to_dict() for exposure in plan]
+    }  # fmt: skip
+
+
+def read_plan(store: ProgramStore) -> list[Exposure]:
+    """The plan that a store keeps.
+
+    Raises
+    ------
+    StoreError
+        There is none, or it cannot be read.
+    """
+    try:
+        return [Exposure.from_dict(values) for values in store.read_plan()["exposures"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise StoreError(f"{store.url}: its plan.json is damaged: {error}") from error
+
+
+def work_left(plan: Sequence[Exposure], store: ProgramStore) -> dict[str, Work]:
+    """What is to do for each exposure: measured under the same key, with its outputs there, it is done."""
+    exported = store.export_keys()
+    work: dict[str, Work] = {}
+    for exposure in plan:
+        if not _is_measured(exposure, store):
+            work[exposure.name] = "measure"
+        elif exported.get(exposure.name) == exposure.export_key and all(map(output_exists, exposure.outputs.values())):
+            work[exposure.name] = "nothing"
+        else:
+            work[exposure.name] = "export"
+    return work
+
+
+def _is_measured(exposure: Exposure, store: ProgramStore) -> bool:
+    stored = store.read_attributes(exposure.name)
+    return stored is not None and stored.get("key") == exposure.key
+
+
+@contextmanager
+def connected(client: Client | None, cluster: str, workers: int | None, n_exposures: int) -> Iterator[Client]:
+    """The client that was given, or one to a cluster that is closed again."""
+    if client is not None:
+        yield client
+        return
+    with connect(cluster, workers=workers, n_exposures=n_exposures) as started:
+        yield started
+
+
+def _submitter(client: Client, work: Mapping[str, str], url: str) -> Callable[[Exposure], Future]:
+    """Submit an exposure's tasks; gives the last one."""
+    # Keys of an earlier run into the same scheduler must not answer for this one.
+    token = uuid4().hex[:8]
+
+    def submit(exposure: Exposure) -> Future:
+        measured: Future | None = None
+        if work[exposure.name] == "measure":
+            key = f"measure-{token}-{exposure.name}"
+            measured = client.submit(measure, exposure, url, version("skylevel"), key=key, pure=False)
+        return client.submit(export, exposure, measured, url, key=f"export-{token}-{exposure.name}", pure=False)
+
+    return submit
+
+
+def _in_this_process(
+    exposures: Iterable[Exposure], work: Mapping[str, str], url: str
+) -> Iterator[tuple[Exposure, Record | Exception]]:
+    for exposure in exposures:
+        try:
+            measured = measure(exposure, url, version("skylevel")) if work[exposure.name] == "measure" else None
+            yield exposure, export(exposure, measured, url)
+        except Exception as error:
+            yield exposure, error
+
+
+def _collect(
+    outcomes: Iterable[tuple[Exposure, Record | Exception]],
+    result: ProgramResult,
+    store: ProgramStore,
+    total: int,
+    progress: Progress | None,
+) -> None:
+    """Log and keep each exposure's outcome as it comes."""
+    failed_before = store.failures()
+    for count, (exposure, outcome) in enumerate(outcomes, 1):
+        if isinstance(outcome, Record):
+            result.done.append(outcome)
+            for when, text in outcome.steps:
+                _log_at(when, logging.INFO, f"{exposure.name}: {text}")
+            if exposure.name in failed_before:
+                store.forget_failure(exposure.name)
+        else:
+            reason = _reason(exposure, outcome)
+            result.failed[exposure.name] = reason
+            _log_at(time.time(), logging.ERROR, f"{exposure.name}: failed: {reason}")
+            store.write_failure(exposure.name, reason)
+        if progress:
+            progress(count, total)
+
+
+def _reason(exposure: Exposure, error: BaseException) -> str:
+    """One line that names the file and the cause."""
+    if isinstance(error, KilledWorker):
+        return f"{exposure.source}: its worker died each time it was tried, the last time alone (out of memory?)"
+    if isinstance(error, SkylevelError):
+        cause = str(error)
+    else:
+        log.debug("%s", exposure.source, exc_info=error)
+        cause = f"{type(error).__name__}: {error}"
+    text = " ".join(cause.split())
+    return text if exposure.source in text else f"{exposure.source}: {text}"
+
+
+def _log_at(when: float, level: int, text: str) -> None:
+    """Log a line under the time at which its step was done on the worker."""
+    if log.isEnabledFor(level):
+        line = log.makeRecord(log.name, level, __file__, 0, text, (), None)
+        line.created = when
+        log.handle(line)

@@ -1,0 +1,309 @@
+"""What a worker does for one exposure: measure (file to store) and export (file and store to FITS).
+
+Both read the file, return a small record and never pixels, may run any number of times, and leave nothing
+half-written: a worker that dies loses only its own task.
+"""
+
+import errno
+import functools
+import resource
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec
+
+import numpy as np
+import tenacity
+import xarray as xr
+
+from skylevel.errors import ClusterError, UnsupportedFrameError
+from skylevel.io import camera, jwst
+from skylevel.io.blocks import Card
+from skylevel.io.frame import open_frame
+from skylevel.io.remote import local_input, local_output
+from skylevel.io.store import ProgramStore
+from skylevel.level import (
+    background_image,
+    estimate_channels,
+    estimate_rows,
+    segment_rows,
+    subtract_channels,
+    subtract_rows,
+)
+from skylevel.program.plan import Exposure
+from skylevel.recipes import Channels, Rows
+
+P = ParamSpec("P")
+
+# What a file system or network may do once and not again; a missing or damaged file stays so.
+_TRANSIENT = {
+    errno.EAGAIN, errno.EBUSY, errno.ECONNABORTED, errno.ECONNRESET, errno.EINTR, errno.EIO, errno.ENETDOWN,
+    errno.ENETUNREACH, errno.EREMOTEIO, errno.ESTALE, errno.ETIMEDOUT,
+}  # fmt: skip
+_ATTEMPTS = 4
+
+# Attributes of a frame that the store keeps as facts about the exposure.
+_NOT_FACTS = ("wcs", "path")
+
+
+@dataclass(slots=True)
+class Record:
+    """What a task says of itself: steps with their times (POSIX), seconds by stage, peak memory."""
+
+    name: str
+    steps: list[tuple[float, str]] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    peak_mib: float = 0.0
+
+    def say(self, text: str) -> None:
+        """Note a step that was just done."""
+        self.steps.append((time.time(), text))
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time a stage."""
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - start, 4)
+        # Linux gives KiB. The peak of the process so far: a later task in the same worker may show an earlier one's.
+        self.peak_mib = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+
+    def metrics(self) -> dict[str, Any]:
+        """The record as the store keeps it."""
+        return {"seconds": self.seconds, "peak_mib": self.peak_mib}
+
+
+def is_transient(error: BaseException | None) -> bool:
+    """Whether trying again may help: the error, or what caused it, is a passing one of the system."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _TRANSIENT:
+            return True
+        error = error.__cause__
+    return False
+
+
+def task(
+    function: Callable[Concatenate[Exposure, P], Record],
+) -> Callable[Concatenate[Exposure, P], Record]:
+    """A task that is tried again, a bounded number of times, after a transient error."""
+    return tenacity.retry(
+        retry=tenacity.retry_if_exception(is_transient),
+        stop=tenacity.stop_after_attempt(_ATTEMPTS),
+        wait=tenacity.wait_exponential_jitter(initial=0.2, max=5.0),
+        reraise=True,
+    )(function)
+
+
+@task
+def measure(exposure: Exposure, store_url: str, client_version: str) -> Record:
+    """Read an exposure, measure it, and store what was measured.
+
+    Parameters
+    ----------
+    exposure : Exposure
+    store_url : str
+    client_version : str
+        Of skylevel, where the plan was made.
+
+    Returns
+    -------
+    Record
+
+    Raises
+    ------
+    SkylevelError
+        The file cannot be read or levelled, or this worker runs another version.
+    """
+    require_version(client_version)
+    record = Record(exposure.name)
+    store = ProgramStore(store_url)
+    with record.stage("read"):
+        frame = _load(exposure)
+        record.say(f"read {_described(frame)}")
+    with record.stage("measure"):
+        estimate = _estimate(exposure, frame, store)
+        record.say(_finding(exposure, estimate))
+    with record.stage("store"):
+        store.write_estimate(exposure.name, estimate, _attributes(exposure, frame, estimate, record))
+    return record
+
+
+@task
+def export(exposure: Exposure, measured: Record | None, store_url: str) -> Record:
+    """Level an exposure by what the store holds of it, and write its FITS files.
+
+    Parameters
+    ----------
+    exposure : Exposure
+    measured : Record, optional
+        Of its `measure`, which this one continues.
+    store_url : str
+
+    Returns
+    -------
+    Record
+
+    Raises
+    ------
+    SkylevelError
+        The file cannot be read, or the store holds nothing of it.
+    """
+    record = measured or Record(exposure.name)
+    with record.stage("export"):
+        frame = _load(exposure)
+        _last_frame.cache_clear()
+        store = ProgramStore(store_url)
+        estimate = store.read_estimate(exposure.name).load()
+        for kind, url in exposure.outputs.items():
+            with local_output(url) as path:
+                _WRITERS[kind](path, exposure, frame, estimate)
+            record.say(f"wrote {url}")
+        store.write_export(exposure.name, exposure.export_key)
+    return record
+
+
+def require_version(client_version: str) -> None:
+    """Refuse to work for a client of another version, whose plan may mean something else here."""
+    if (here := version("skylevel")) != client_version:
+        raise ClusterError(
+            f"this worker runs skylevel {here}, the client {client_version}: install the same version on both"
+        )
+
+
+def _load(exposure: Exposure) -> xr.Dataset:
+    return _last_frame(exposure.source, exposure.recipe.name, exposure.key)
+
+
+# Export mostly follows measure in the same worker, and decoding a raw is dear: the last frame is kept between them.
+@functools.lru_cache(maxsize=1)
+def _last_frame(source: str, recipe: str, key: str) -> xr.Dataset:  # noqa: ARG001 (key: the file may change)
+    with local_input(source) as path:
+        frame = open_frame(path)
+        wanted, kind = {"rows": ("sci", "jwst"), "channels": ("raw", "camera")}[recipe]
+        if frame.attrs["kind"] != kind:
+            raise UnsupportedFrameError(f"{source}: the recipe {recipe!r} does not level this kind of file")
+        return frame[[wanted]].load()
+
+
+def _described(frame: xr.Dataset) -> str:
+    if frame.attrs["kind"] == "jwst":
+        return jwst.size_and_field(frame).split(": ", 1)[-1]
+    pattern = "/".join(frame.attrs["color_filter_array"])
+    return f"{frame.sizes['y']} x {frame.sizes['x']} pixels, colour filters {pattern}"
+
+
+def _estimate(exposure: Exposure, frame: xr.Dataset, store: ProgramStore) -> xr.Dataset:
+    recipe = exposure.recipe
+    if isinstance(recipe, Channels):
+        return estimate_channels(frame, recipe)
+    assert isinstance(recipe, Rows)
+    stored = store.read_attributes(exposure.name) or {}
+    if stored.get("mask_key") == exposure.mask_key:
+        detection = store.read_estimate(exposure.name).load().drop_attrs()
+        return estimate_rows(frame, recipe, detection=detection)
+    return estimate_rows(frame, recipe)
+
+
+def _finding(exposure: Exposure, estimate: xr.Dataset) -> str:
+    """One line on what was measured."""
+    used = float(estimate["exclude_percentile"].max())
+    relaxed = f"; exclude_percentile relaxed to {used:g}" if used > _percentile(exposure) else ""
+    if "row_level" in estimate:
+        levels = estimate["row_level"]
+        masked = 100 * float(estimate["source_mask"].mean())
+        unlevelled = int(levels.isnull().sum())
+        left = f", {unlevelled} left as they were" if unlevelled else ""
+        what = "rows" if "y" in levels.dims else "columns"
+        return f"measured {levels.size} {what}{left}; {masked:.1f} % of the pixels in sources{relaxed}"
+    medians = estimate["background"].median(["mesh_y", "mesh_x"])
+    by_channel = zip(estimate["channel"].values, medians, strict=True)
+    text = ", ".join(f"{channel} {float(median):.1f}" for channel, median in by_channel)
+    return f"measured the background (median, ADU): {text}{relaxed}"
+
+
+def _percentile(exposure: Exposure) -> float:
+    return float(exposure.recipe.to_dict()["exclude_percentile"])
+
+
+def _attributes(exposure: Exposure, frame: xr.Dataset, estimate: xr.Dataset, record: Record) -> dict[str, Any]:
+    """Provenance and metrics, as the store keeps them."""
+    return {
+        "key": exposure.key,
+        "mask_key": exposure.mask_key,
+        "recipe": exposure.recipe.name,
+        "recipe_hash": exposure.recipe.hash,
+        "settings": exposure.recipe.to_dict(),
+        "source": {"path": exposure.source, **exposure.identity},
+        "facts": {key: value for key, value in frame.attrs.items() if key not in _NOT_FACTS},
+        "metrics": record.metrics() | _levels_metrics(estimate),
+        "skylevel_version": version("skylevel"),
+    }
+
+
+def _levels_metrics(estimate: xr.Dataset) -> dict[str, Any]:
+    percentile = np.atleast_1d(estimate["exclude_percentile"].values).tolist()
+    if "row_level" not in estimate:
+        return {"exclude_percentile": percentile}
+    return {
+        "exclude_percentile": percentile[0],
+        "masked_fraction": float(estimate["source_mask"].mean()),
+        "unlevelled": int(estimate["row_level"].isnull().sum()),
+        "row_level_std": float(estimate["row_level"].std()),
+    }
+
+
+def _provenance(exposure: Exposure) -> tuple[list[Card], list[str]]:
+    recipe = exposure.recipe
+    cards: list[Card] = [
+        ("SKYLEVEL", version("skylevel"), "version of skylevel that levelled this"),
+        ("SKYRECIP", recipe.name, "recipe of skylevel"),
+        ("SKYHASH", recipe.hash[:16], "its hash: SHA-256, first 16 digits"),
+    ]
+    settings = ", ".join(f"{name}={value}" for name, value in recipe.to_dict().items())
+    return cards, [f"skylevel {version('skylevel')} {recipe.name}: {settings}"]
+
+
+def _write_levelled(path: Path, exposure: Exposure, frame: xr.Dataset, estimate: xr.Dataset) -> None:
+    cards, history = _provenance(exposure)
+    recipe = exposure.recipe
+    if isinstance(recipe, Channels):
+        mosaic = subtract_channels(frame, estimate, recipe).to_numpy()
+        camera.write_mosaic(path, frame, mosaic, cards=cards, history=history, layout=exposure.layout)
+        return
+    write = jwst.write_full if exposure.layout == "full" else jwst.write_primary
+    with _own_source(exposure, frame) as frame_here:
+        write(path, frame_here, subtract_rows(frame, estimate).to_numpy(), cards=cards, history=history)
+
+
+@contextmanager
+def _own_source(exposure: Exposure, frame: xr.Dataset) -> Iterator[xr.Dataset]:
+    """The frame with a path at which its file can be read now: a remote one is fetched."""
+    with local_input(exposure.source) as path:
+        yield frame.assign_attrs(path=str(path))
+
+
+def _write_segmentation(path: Path, exposure: Exposure, frame: xr.Dataset, estimate: xr.Dataset) -> None:
+    assert isinstance(exposure.recipe, Rows)
+    jwst.write_segmentation(path, frame, segment_rows(frame, estimate, exposure.recipe))
+
+
+def _write_masked(path: Path, exposure: Exposure, frame: xr.Dataset, estimate: xr.Dataset) -> None:
+    with _own_source(exposure, frame) as frame_here:
+        jwst.write_masked(path, frame_here, estimate["source_mask"].to_numpy())
+
+
+def _write_background(path: Path, exposure: Exposure, frame: xr.Dataset, estimate: xr.Dataset) -> None:
+    assert isinstance(exposure.recipe, Rows | Channels)
+    image = background_image(frame, estimate, exposure.recipe)
+    jwst.write_image(path, frame, image, cards=_provenance(exposure)[0])
+
+
+_WRITERS: dict[str, Callable[[Path, Exposure, xr.Dataset, xr.Dataset], None]] = {
+    "levelled": _write_levelled,
+    "segmentation": _write_segmentation,
+    "masked": _write_masked,
+    "background": _write_background,
+}
