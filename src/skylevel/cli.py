@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 FAILED, WRONG, INTERRUPTED = 1, 2, 130
 
 _TIME_FORMAT = "%Y-%m-%d %H:%M:%S"
+_PRESETS = "; ".join(f"{name}: {', '.join(recipe.presets)}" for name, recipe in RECIPES.items())
 
 console = Console(highlight=False, soft_wrap=True)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -61,7 +62,9 @@ def _where_options(function: Callable[..., int]) -> Callable[..., int]:
     """Options of every command that works on a cluster."""
     for option in (
         click.option("--quiet", is_flag=True, help="Print only what failed, and the final table."),
-        click.option("--workers", type=click.IntRange(min=1), help="Processes (local) or jobs (slurm). [default: one a core; 2 jobs]"),
+        click.option(
+            "--workers", type=click.IntRange(min=1), help="Processes (local; one a core) or jobs (slurm; 2)."
+        ),
         click.option(
             "--cluster", default="local", show_default=True, metavar="local|slurm|tcp://HOST:PORT", help="Where to run."
         ),
@@ -72,13 +75,25 @@ def _where_options(function: Callable[..., int]) -> Callable[..., int]:
 
 @commands.command()
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
-@click.option("--output", default="skylevel-output", show_default=True, metavar="DIR", help="Folder or URL of the outputs and the store.")
-@click.option("--recipe", type=click.Choice(["auto", *RECIPES]), default="auto", show_default=True, help="auto: rows for FITS, channels for camera raws.")
-@click.option("--preset", metavar="NAME", help=f"Settings by name: {'; '.join(f'{n}: {chr(44).join(c.presets)}' for n, c in RECIPES.items())}.")
-@click.option("--config", type=click.Path(path_type=Path), metavar="FILE.toml", help="Settings as 'skylevel config' prints them.")
-@click.option("--set", "settings", multiple=True, metavar="FIELD=VALUE", help="One setting, such as box_size=64 or norms.R=1; may be repeated.")
-@click.option("--layout", type=click.Choice(["full", "primary"]), default="full", show_default=True, help="full: all HDUs of the input. primary: one HDU.")
-@click.option("--keep", default="", metavar="LIST", help="Also write segmentation, masked, background (any, with commas between).")
+@click.option("--output", default="skylevel-output", show_default=True, metavar="DIR", help="Folder or URL.")
+@click.option(
+    "--recipe",
+    type=click.Choice(["auto", *RECIPES]),
+    default="auto",
+    show_default=True,
+    help="auto: rows for FITS, channels for camera raws.",
+)
+@click.option("--preset", metavar="NAME", help=f"Settings by name. {_PRESETS}")
+@click.option("--config", type=click.Path(path_type=Path), metavar="FILE.toml", help="As 'skylevel config' prints it.")
+@click.option("--set", "settings", multiple=True, metavar="FIELD=VALUE", help="box_size=64, norms.R=1 ...; repeatable.")
+@click.option(
+    "--layout",
+    type=click.Choice(["full", "primary"]),
+    default="full",
+    show_default=True,
+    help="full: every HDU of the input. primary: one HDU.",
+)
+@click.option("--keep", default="", metavar="LIST", help="Also write segmentation,masked,background (any of them).")
 @click.option("--overwrite", is_flag=True, help="Do again what is done.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
 @click.option("--partition", metavar="I/N", help="Do only the I-th of N shares, in this process: for job arrays.")

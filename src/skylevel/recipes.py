@@ -62,7 +62,8 @@ class Recipe:
     def preset(cls, name: str) -> Self:
         """The recipe under a well-known name; ``"notebook"`` is the default settings."""
         if name not in cls.presets:
-            raise SettingsError(f"{cls.name}: unknown preset {name!r}; known: {', '.join(cls.presets)}")
+            known = list(cls.presets)
+            raise SettingsError(f"{cls.name}: unknown preset {name!r}; known: {', '.join(known)}{_nearest(name, known)}")
         return cls(**cls.presets[name])
 
     def replace(self, settings: Mapping[str, Any]) -> Self:
@@ -164,7 +165,7 @@ class Channels(Recipe):
     estimator: str = field(default="mode", metadata=_knob(
         "A box's background: its mode (3 median - 2 mean), median or mean, after clipping.",
         choices=("mode", "median", "mean"), stage="level", source=CHANNELS_NOTEBOOK))
-    norms: Mapping[str, float] = field(default_factory=lambda: {"R": 1.34, "G": 1.0, "B": 1.25}, metadata=_knob(
+    norms: Mapping[str, float] = field(default_factory=lambda: {"R": 1.34, "G": 1.0, "B": 1.25}, hash=False, metadata=_knob(
         "Factor on each colour after its background is subtracted; 1 for a colour not named.",
         above=0.0, stage="level", source=CHANNELS_NOTEBOOK))
     method: str = field(default="filled", metadata=_knob(
@@ -239,8 +240,9 @@ def _checked(recipe: str, knob: dataclasses.Field[Any], value: Any) -> Any:
 
 def _number(label: str, rule: Mapping[str, Any], value: Any) -> float:
     try:
-        number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+        # Adding 0 turns -0 into 0, which equals it and must have the same hash.
+        number = math.nan if isinstance(value, bool) else float(value) + 0.0
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
         raise SettingsError(f"{label} = {value!r}: needs a number")

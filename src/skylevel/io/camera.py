@@ -38,8 +38,8 @@ from skylevel.io.blocks import (
     Card,
     add_provenance,
     announce_extensions,
+    as_stored,
     ascii_text,
-    big_endian,
     read_start,
     require_other_file,
     write_hdu,
@@ -47,6 +47,7 @@ from skylevel.io.blocks import (
 
 # Bayer 2, Kodak and Sony variants 4, X-Trans 6, LibRaw's widest regular code 8, Leaf 16.
 PERIODS = (1, 2, 4, 6, 8, 16)
+STRIP = 256
 EARLIEST_YEAR = 1980
 TIFF_MAKE, TIFF_MODEL, DNG_MODEL = 271, 272, 50708
 
@@ -144,7 +145,7 @@ def _require_flat(raw: Any, path: str) -> None:
 
 
 def _visible(raw: Any, path: str) -> NDArray[np.uint16]:
-    """Copy the visible pixels, so that they outlive LibRaw's."""
+    """Copy the visible pixels, so that they outlive LibRaw's memory."""
     visible = raw.raw_image_visible
     n_bytes = Path(path).stat().st_size
     # LibRaw leaves what a file does not fill as its memory happened to be, so zeros alone do not tell. No compression
@@ -184,7 +185,7 @@ def repeating_pattern(colors: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
 
     Notes
     -----
-    Peak extra memory: one byte a pixel.
+    Peak extra memory: a strip of rows, one byte a pixel.
     """
     corner = colors[: 4 * max(PERIODS), : 4 * max(PERIODS)]
     # Only a period that fits the corner is worth a look at all pixels.
@@ -194,9 +195,11 @@ def repeating_pattern(colors: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
 
 
 def _repeats(colors: NDArray[np.uint8], period: int) -> bool:
-    down = np.array_equal(colors[period:], colors[:-period])
     # What repeats downwards needs its first rows alone checked along x.
-    return down and np.array_equal(colors[:period, period:], colors[:period, :-period])
+    across = np.array_equal(colors[:period, period:], colors[:period, :-period])
+    below, above = colors[period:], colors[:-period]
+    strips = (slice(first, first + STRIP) for first in range(0, len(below), STRIP))
+    return across and all(np.array_equal(below[strip], above[strip]) for strip in strips)
 
 
 def _levels(raw: Any) -> dict[str, Any]:
@@ -299,22 +302,30 @@ def write_mosaic(
     Notes
     -----
     The cards that tell a program to take the image for a mosaic stand in the image's own HDU: that is where Siril,
-    ASTAP, PixInsight and DeepSkyStacker look for them. Peak extra memory: one copy of `levelled`.
+    ASTAP, PixInsight and DeepSkyStacker look for them. Peak extra memory: 1 MiB, and a copy of
+    `levelled` where that is not float32.
     """
     output = Path(output)
     require_other_file(output, frame.attrs["path"])
-    pixels = big_endian(levelled, frame["raw"].shape)
-    if layout == "full":
-        hdus = [fits.PrimaryHDU(header=_notebook_header(output)), fits.ImageHDU(pixels)]
-        announce_extensions(hdus[0].header)
-    elif layout == "primary":
-        hdus = [fits.PrimaryHDU(pixels, _notebook_header(output))]
-    else:
-        raise SettingsError(f"layout = {layout!r}: needs one of full, primary")
-    add_provenance(hdus[-1].header, output, [*_mosaic_cards(frame), *cards], history)
+    pixels = as_stored(levelled, frame["raw"].shape)
+    headers = _mosaic_headers(output, pixels, layout)
+    add_provenance(headers[-1], output, [*_mosaic_cards(frame), *cards], history)
     with replacing(output) as temporary, temporary.open("xb") as target:
-        for hdu in hdus:
-            write_hdu(target, hdu)
+        for header in headers[:-1]:
+            write_hdu(target, header)
+        write_hdu(target, headers[-1], pixels)
+
+
+def _mosaic_headers(output: Path, pixels: NDArray[Any], layout: str) -> list[fits.Header]:
+    """Make the headers of the file's HDUs; the last one's is the image's."""
+    notebook = _notebook_header(output)
+    if layout == "primary":
+        return [fits.PrimaryHDU(pixels, notebook).header]
+    if layout != "full":
+        raise SettingsError(f"layout = {layout!r}: needs one of full, primary")
+    headers = [fits.PrimaryHDU(header=notebook).header, fits.ImageHDU(pixels).header]
+    announce_extensions(headers[0])
+    return headers
 
 
 def _notebook_header(output: Path) -> fits.Header:

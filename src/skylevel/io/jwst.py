@@ -42,7 +42,7 @@ from skylevel.io.blocks import (
     Hdu,
     add_provenance,
     announce_extensions,
-    big_endian,
+    as_stored,
     copy_hdu,
     open_bytes,
     read_hdus,
@@ -50,6 +50,8 @@ from skylevel.io.blocks import (
     require_other_file,
     write_hdu,
 )
+
+LevelledHdu = tuple[fits.Header, NDArray[Any] | None]
 
 OBSERVATION_CARDS: Mapping[str, tuple[type, tuple[str, ...]]] = {
     "instrument": (str, ("INSTRUME",)),
@@ -344,37 +346,32 @@ def write_full(
     Notes
     -----
     HDUs other than the primary and the image's are copied byte for byte. The primary and the image keep their cards
-    and get new CHECKSUM and DATASUM; FILENAME says the output's name. Peak extra memory: one copy of `sci`.
+    and get new CHECKSUM and DATASUM; FILENAME says the output's name. Peak extra memory: 4 MiB, and a copy
+    of `sci` where that is not of the type to store.
     """
     output, source = Path(output), frame.attrs["path"]
     require_other_file(output, source)
     hdus = read_hdus(source)
     changed = _levelled_hdus(hdus, frame, sci)
     if len(hdus) > 1:
-        announce_extensions(changed[0].header)
-    add_provenance(changed[0].header, output, cards, history)
+        announce_extensions(changed[0][0])
+    add_provenance(changed[0][0], output, cards, history)
     with replacing(output) as temporary, open_bytes(source) as stream, temporary.open("xb") as target:
         for i, hdu in enumerate(hdus):
             if i in changed:
-                write_hdu(target, changed[i])
+                write_hdu(target, *changed[i])
             else:
                 copy_hdu(hdu, stream, target)
 
 
-def _levelled_hdus(hdus: Sequence[Hdu], frame: xr.Dataset, sci: NDArray[Any]) -> dict[int, Any]:
-    """Build the HDUs that differ from the input's: the primary, and the image's where that is another."""
+def _levelled_hdus(hdus: Sequence[Hdu], frame: xr.Dataset, sci: NDArray[Any]) -> dict[int, LevelledHdu]:
+    """Make header and pixels of the HDUs that differ: the primary, and the image's where that is another."""
     extension = frame.attrs["sci_extension"]
     pixels = _pixels(hdus, frame, sci)
     header = _image_header(hdus[extension])
     header["BITPIX"] = -8 * pixels.itemsize
-    changed = {extension: _with_header(fits.ImageHDU(pixels), header)}
-    return changed if extension == 0 else {0: _with_header(fits.PrimaryHDU(), hdus[0].header.copy())} | changed
-
-
-def _with_header(hdu: Any, header: fits.Header) -> Any:
-    """Give an HDU a whole header as it is: handed to the constructor, its first cards would be made anew."""
-    hdu.header = header
-    return hdu
+    # The primary comes first, and is the image's own header where the image is in it.
+    return {0: (hdus[0].header.copy(), None), extension: (header, pixels)}
 
 
 def _pixels(hdus: Sequence[Hdu], frame: xr.Dataset, sci: NDArray[Any]) -> NDArray[Any]:
@@ -382,8 +379,8 @@ def _pixels(hdus: Sequence[Hdu], frame: xr.Dataset, sci: NDArray[Any]) -> NDArra
     extension = frame.attrs["sci_extension"]
     if extension >= len(hdus) or not _is_plane(hdus[extension], frame["sci"].shape):
         raise ShapeError(f"{frame.attrs['path']}: changed since it was opened: its image has another shape")
-    dtype = ">f8" if hdus[extension].header["BITPIX"] == -64 else ">f4"
-    return big_endian(sci, frame["sci"].shape, dtype=dtype).reshape(hdus[extension].shape)
+    dtype = np.float64 if hdus[extension].header["BITPIX"] == -64 else np.float32
+    return as_stored(sci, frame["sci"].shape, dtype=dtype).reshape(hdus[extension].shape)
 
 
 def _image_header(hdu: Hdu) -> fits.Header:
@@ -415,7 +412,7 @@ def write_primary(
         header = hdus[0].header + header
     hdu = fits.PrimaryHDU(pixels, header)
     add_provenance(hdu.header, output, cards, history)
-    _write_single(output, hdu)
+    _write_single(output, hdu.header, pixels)
 
 
 def write_masked(output: str | Path, frame: xr.Dataset, mask: NDArray[np.bool_]) -> None:
@@ -439,10 +436,10 @@ def write_masked(output: str | Path, frame: xr.Dataset, mask: NDArray[np.bool_])
     require_other_file(output, frame.attrs["path"])
     require_image(mask, frame["sci"].shape)
     image = frame["sci"].to_numpy()
-    pixels = big_endian(np.where(mask, image.dtype.type(0), image), image.shape, dtype=f">f{image.itemsize}")
+    pixels = np.where(mask, image.dtype.type(0), image)
     hdu = fits.PrimaryHDU(pixels, read_hdus(frame.attrs["path"])[0].header)
     add_provenance(hdu.header, output, (), ())
-    _write_single(output, hdu)
+    _write_single(output, hdu.header, pixels)
 
 
 def write_segmentation(output: str | Path, frame: xr.Dataset, labels: NDArray[Any]) -> None:
@@ -463,11 +460,11 @@ def write_segmentation(output: str | Path, frame: xr.Dataset, labels: NDArray[An
         `labels` is no NumPy array or of another shape than the exposure.
     """
     # FITS has no unsigned integers: they are stored with their highest bit turned over, and BZERO says so.
-    stored = big_endian(labels, frame["sci"].shape, dtype=">u4") ^ np.uint32(1 << 31)
-    hdu = fits.PrimaryHDU(stored.astype(">u4").view(">i4"), _wcs_header(frame, sip=False))
+    pixels = (as_stored(labels, frame["sci"].shape, dtype=np.uint32) ^ np.uint32(1 << 31)).view(np.int32)
+    hdu = fits.PrimaryHDU(pixels, _wcs_header(frame, sip=False))
     hdu.header["BZERO"] = 1 << 31
     hdu.header["BSCALE"] = 1
-    _write_single(Path(output), hdu)
+    _write_single(Path(output), hdu.header, pixels)
 
 
 def write_image(output: str | Path, frame: xr.Dataset, image: NDArray[Any], *, cards: Sequence[Card] = ()) -> None:
@@ -493,9 +490,10 @@ def write_image(output: str | Path, frame: xr.Dataset, image: NDArray[Any], *, c
     header = _wcs_header(frame, sip=True) if "wcs" in frame.attrs else fits.Header()
     if frame.attrs.get("unit"):
         header["BUNIT"] = frame.attrs["unit"]
-    hdu = fits.PrimaryHDU(big_endian(image, (frame.sizes["y"], frame.sizes["x"])), header)
+    pixels = as_stored(image, (frame.sizes["y"], frame.sizes["x"]))
+    hdu = fits.PrimaryHDU(pixels, header)
     add_provenance(hdu.header, output, cards, ())
-    _write_single(output, hdu)
+    _write_single(output, hdu.header, pixels)
 
 
 def _wcs_header(frame: xr.Dataset, *, sip: bool) -> fits.Header:
@@ -507,6 +505,6 @@ def _wcs_header(frame: xr.Dataset, *, sip: bool) -> fits.Header:
         return wcs.to_header(relax=True if sip else None)
 
 
-def _write_single(output: Path, hdu: fits.PrimaryHDU) -> None:
+def _write_single(output: Path, header: fits.Header, pixels: NDArray[Any]) -> None:
     with replacing(output) as temporary, temporary.open("xb") as target:
-        write_hdu(target, hdu)
+        write_hdu(target, header, pixels)

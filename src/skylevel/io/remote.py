@@ -1,4 +1,4 @@
-"""Files by path or URL: a remote input is fetched for as long as it is read, a remote output is sent once it is whole."""
+"""Files by path or URL: a remote input is fetched while it is read, a remote output is sent once it is whole."""
 
 import shutil
 import tempfile

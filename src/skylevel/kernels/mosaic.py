@@ -130,10 +130,11 @@ def _fill_channel(
 ) -> Float:
     """One channel of `fill_gaps`."""
     result = pixels.copy()
-    for y in range(own.shape[0]):
+    # A tile narrower than the pattern has no pixel of some phases.
+    for y in range(min(own.shape[0], pixels.shape[0])):
         lines = window.along_y(own, taps, y)
         zero_lines = zeros.along_y(own, taps, y) if zeros else {}
-        for x in range(own.shape[1]):
+        for x in range(min(own.shape[1], pixels.shape[1])):
             if own[y, x] and not zeros:
                 continue
             total = window.along_x(lines, taps, x)
@@ -155,6 +156,7 @@ class _EdgeWeights:
             _axis_weights(core, n, p, taps) for core, n, p in zip(tile.core, tile.shape, period, strict=True)
         ]
         self._period = period
+        self._start = (tile.core[0].start, tile.core[1].start)
 
     def at(self, own: Bool, y: int, x: int) -> Float:
         """Weights at phase (y, x); of length 1 along an axis where all its rows or columns have the same."""
@@ -162,7 +164,9 @@ class _EdgeWeights:
         of_y = _collapsed(np.vstack([in_y, out_y])[:, y :: self._period[0]])[:, :, None]
         of_x = _collapsed(np.vstack([in_x, out_x])[:, x :: self._period[1]])[:, None, :]
         total = 1.0 - (1.0 - of_y[-1]) * (1.0 - of_x[-1])
-        for p_y, p_x in np.argwhere(own):
+        # In the mosaic's own order, whatever phase the tile starts at: the same bits.
+        mosaic_order = np.argwhere(np.roll(own, self._start, (0, 1)))
+        for p_y, p_x in (mosaic_order - self._start) % self._period:
             total = total + of_y[p_y] * of_x[p_x]
         return np.asarray(total)
 

@@ -47,16 +47,17 @@ def smooth(image: NDArray[np.floating], *, fwhm: float, size: int) -> NDArray[np
     ndarray (y, x) of `image`'s dtype
         NaN where the kernel covers no valid pixel.
     """
-    taps = gaussian_taps(fwhm / _FWHM_PER_STDDEV, size, oversampling=_OVERSAMPLING).astype(image.dtype)
+    exact_taps = gaussian_taps(fwhm / _FWHM_PER_STDDEV, size, oversampling=_OVERSAMPLING)
+    taps = exact_taps.astype(image.dtype)
     invalid = np.isnan(image)
     if not invalid.any():
         return _convolve(image, taps)
     total = _convolve(np.where(invalid, 0, image), taps)
     # The weight that is left is exactly 1 away from invalid pixels, so the result there does not depend on whether
-    # some other part of the image has any.
-    weight = 1 - _convolve(invalid.astype(image.dtype), taps)
-    weight[weight < 0.5 * taps[0] ** 2] = np.nan
-    return np.divide(total, weight, out=total)
+    # some other part of the image has any. Float64: a wide kernel's corners are a millionth of it.
+    weight = 1 - _convolve(invalid.astype(np.float64), exact_taps)
+    weight[weight < 0.5 * exact_taps[0] ** 2] = np.nan
+    return np.divide(total, weight, out=total, casting="same_kind")
 
 
 def _convolve(image: NDArray[np.floating], taps: NDArray[np.floating]) -> NDArray[np.floating]:

@@ -15,10 +15,10 @@ from skylevel.io.store import FORMAT
 from skylevel.recipes import RECIPES, Recipe, canonical_hash, recipe_named
 
 FITS_SUFFIXES = (".fits", ".fit", ".fts", ".fits.gz")
-RAW_SUFFIXES = tuple(
-    ".3fr .arw .cr2 .cr3 .crw .dcr .dng .erf .fff .iiq .kdc .mef .mos .mrw .nef .nrw .orf .pef .raf .raw .rw2 .rwl "
-    ".sr2 .srf .srw .x3f".split()
-)
+RAW_SUFFIXES = (
+    ".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dcr", ".dng", ".erf", ".fff", ".iiq", ".kdc", ".mef", ".mos", ".mrw",
+    ".nef", ".nrw", ".orf", ".pef", ".raf", ".raw", ".rw2", ".rwl", ".sr2", ".srf", ".srw", ".x3f",
+)  # fmt: skip
 LAYOUTS = ("full", "primary")
 PRODUCTS = ("segmentation", "masked", "background")
 
@@ -147,7 +147,9 @@ def expand_inputs(inputs: Iterable[str]) -> Iterator[str]:
         elif Path(given).is_file():
             yield str(Path(given).resolve())
         else:
-            yield from _some(given, _levelable(Path(match) for match in glob.glob(given, recursive=True)))
+            # Not Path.glob: a pattern may be absolute.
+            matches = glob.glob(given, recursive=True)  # noqa: PTH207
+            yield from _some(given, _levelable(map(Path, matches)))
 
 
 def partition(exposures: Sequence[Exposure], index: int, count: int) -> list[Exposure]:
@@ -183,10 +185,14 @@ def _some(given: str, found: Iterable[str]) -> list[str]:
 def _levelable(paths: Iterable[Path]) -> Iterator[str]:
     """Files with a suffix that skylevel knows, without its own outputs."""
     for path in paths:
-        name = path.name.lower()
-        is_output = name.endswith(_OUTPUT_ENDINGS) or name.startswith(_OUTPUT_STARTS)
-        if name.endswith((*FITS_SUFFIXES, *RAW_SUFFIXES)) and not is_output and path.is_file():
+        if _is_levelable(path.name) and path.is_file():
             yield str(path.resolve())
+
+
+def _is_levelable(path: str) -> bool:
+    name = _base_name(path).lower()
+    is_output = name.endswith(_OUTPUT_ENDINGS) or name.startswith(_OUTPUT_STARTS)
+    return name.endswith((*FITS_SUFFIXES, *RAW_SUFFIXES)) and not is_output
 
 
 def _listed(path: Path) -> Iterator[str]:
@@ -221,7 +227,7 @@ def _remote(given: str) -> list[str]:
         if "*" in path:
             found = files.glob(path)
         elif files.isdir(path):
-            found = [p for p in files.ls(path, detail=False) if str(p).lower().endswith((*FITS_SUFFIXES, *RAW_SUFFIXES))]
+            found = [p for p in files.ls(path, detail=False) if _is_levelable(str(p))]
         else:
             return [given]
     except (OSError, ValueError) as error:

@@ -197,9 +197,8 @@ def store_url(output: str) -> str:
 
 def plan_index(plan: Sequence[Exposure]) -> dict[str, object]:
     """A plan as the store keeps it."""
-    return {
-        "format": FORMAT, "skylevel_version": version("skylevel"), "exposures": [exposure.to_dict() for exposure in plan]
-    }  # fmt: skip
+    exposures = [exposure.to_dict() for exposure in plan]
+    return {"format": FORMAT, "skylevel_version": version("skylevel"), "exposures": exposures}
 
 
 def read_plan(store: ProgramStore) -> list[Exposure]:
