@@ -245,3 +245,17 @@ def test_the_surface_stays_within_the_mesh():
     assert found.dtype == np.float32
     assert found.min() == 0.0
     assert 0.9 < found.max() <= 1.0
+
+
+@pytest.mark.parametrize("rows", [np.arange(100), np.arange(30, 75), np.array([99])])
+def test_a_surfaces_floor_is_below_it_and_its_points_are_its_bits(rows):
+    rng = np.random.default_rng(5)
+    # A steep mesh: the spline overshoots it, and the surface is clipped to its range.
+    mesh = np.where(rng.random((5, 4)) < 0.5, 0.0, 1000.0).astype(np.float32)
+    surface = Surface(mesh, np.arange(77), box_size=(20, 20))
+    whole = surface.at(rows)
+    floor = surface.floor(rows)
+    assert (floor <= whole).all()
+    assert (floor > whole.min()).any() or len(np.unique(whole)) == 1
+    at_y, at_x = rng.integers(0, len(rows), 50), rng.integers(0, 77, 50)
+    np.testing.assert_array_equal(surface.at_points(rows, at_y, at_x), whole[at_y, at_x])

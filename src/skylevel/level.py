@@ -8,6 +8,7 @@ import xarray as xr
 from dask.delayed import Delayed, delayed
 from numpy.typing import NDArray
 
+from skylevel.allocator import keep_freed_memory
 from skylevel.chunked import gathered, map_tiles, mesh_chunks, starts, whole_boxes
 from skylevel.errors import UnsupportedFrameError
 from skylevel.kernels.mesh import BoxStatistics, Mesh, Surface, box_statistics, clip_box_size, finish_mesh
@@ -29,6 +30,8 @@ _ROW_ROUNDS = 10
 _CHANNEL_ROUNDS = 5
 
 _MESH_DIMS = ("mesh_y", "mesh_x")
+
+keep_freed_memory()
 
 
 def level_rows(frame: xr.Dataset, recipe: Rows | None = None) -> xr.Dataset:

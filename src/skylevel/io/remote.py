@@ -1,10 +1,10 @@
 """Files by path or URL: a remote input is fetched while it is read, a remote output is sent once it is whole."""
 
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import fsspec
 
@@ -14,6 +14,15 @@ from skylevel.errors import UnreadableFrameError
 def is_remote(url: str) -> bool:
     """Whether this names a file by URL."""
     return "://" in url
+
+
+def file_system(url: str) -> tuple[Any, str]:
+    """The file system behind a path or URL, and the path there.
+
+    It remembers no listing: what is asked for may have been written by another process since.
+    """
+    files, path = fsspec.core.url_to_fs(url, use_listings_cache=False)
+    return files, path
 
 
 @contextmanager
@@ -31,7 +40,7 @@ def local_input(url: str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="skylevel-") as folder:
         path = Path(folder, url.rsplit("/", 1)[-1])
         try:
-            files, remote = fsspec.core.url_to_fs(url)
+            files, remote = file_system(url)
             files.get_file(remote, str(path))
         except (OSError, ValueError) as error:
             raise UnreadableFrameError(f"{url}: cannot be fetched: {error}") from error
@@ -49,12 +58,12 @@ def local_output(url: str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="skylevel-") as folder:
         path = Path(folder, url.rsplit("/", 1)[-1])
         yield path
-        files, remote = fsspec.core.url_to_fs(url)
-        with path.open("rb") as source, files.open(remote, "wb") as target:
-            shutil.copyfileobj(source, target, 1 << 22)
+        files, remote = file_system(url)
+        # Not copied into an open remote file: closing that would make half a file whole.
+        files.put_file(str(path), remote)
 
 
 def output_exists(url: str) -> bool:
     """Whether an output is there."""
-    files, path = fsspec.core.url_to_fs(url)
+    files, path = file_system(url)
     return bool(files.exists(path))

@@ -17,19 +17,20 @@ there whole or not at all; elsewhere the attribute is written last.
 import json
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import numpy as np
 import xarray as xr
 import zarr
 from fsspec.implementations.local import LocalFileSystem
 from zarr.codecs import BloscCodec
-from zarr.errors import GroupNotFoundError
 
 from skylevel.errors import StoreError
+from skylevel.io.atomic import replacing
+from skylevel.io.remote import file_system
 
 # Part of every key: a store of another format is measured anew.
 FORMAT = 1
@@ -45,11 +46,19 @@ class ProgramStore:
     ----------
     url : str
         Of ``program.zarr``; need not exist.
+
+    Raises
+    ------
+    StoreError
+        Nothing here knows the URL's protocol.
     """
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
-        self._files, self._root = fsspec.core.url_to_fs(self.url)
+        try:
+            self._files, self._root = file_system(self.url)
+        except (ValueError, ImportError) as error:
+            raise StoreError(f"{self.url}: {error}") from error
 
     def write_estimate(self, name: str, estimate: xr.Dataset, attributes: Mapping[str, Any]) -> None:
         """Store what was measured of an exposure, replacing what stood there.
@@ -66,7 +75,8 @@ class ProgramStore:
         # Coordinates are few and small, and Zarr v3 has no settled form for text: they are attributes.
         coordinates = {str(name): coordinate.values for name, coordinate in estimate.coords.items()}
         dataset = estimate.drop_vars(coordinates)
-        dataset = dataset.assign_attrs(_plain({**attributes, "coordinates": coordinates}))
+        chunks = [f"{array}/c{'/0' * variable.ndim}" for array, variable in dataset.items()]
+        dataset = dataset.assign_attrs(_plain({**attributes, "coordinates": coordinates, "chunks": chunks}))
         if not isinstance(self._files, LocalFileSystem):
             _write_group(dataset, self._group_url(name))
             zarr.open_group(self._group_url(name), mode="r+").attrs["complete"] = True
@@ -97,9 +107,16 @@ class ProgramStore:
         try:
             text = self._files.cat_file(f"{self._root}/exposures/{name}/zarr.json")
             attributes = json.loads(text)["attributes"]
-        except (FileNotFoundError, GroupNotFoundError, ValueError, KeyError):
+        except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
             return None
-        return attributes if attributes.get("complete") else None
+        return attributes if attributes.get("complete") and self._has_chunks(name, attributes) else None
+
+    def _has_chunks(self, name: str, attributes: Mapping[str, Any]) -> bool:
+        """Whether no pixels were lost, which Zarr would read as its fill value without a word."""
+        if not isinstance(self._files, LocalFileSystem):
+            return True
+        group = Path(self._root, "exposures", name)
+        return all((group / chunk).is_file() for chunk in attributes.get("chunks", []))
 
     def names(self) -> list[str]:
         """The exposures that are there, complete or not, sorted."""
@@ -140,7 +157,7 @@ class ProgramStore:
 
     def failures(self) -> dict[str, str]:
         """Why each failed exposure failed, by name."""
-        return {name: value["reason"] for name, value in self._read_all("failed")}
+        return self._read_all("failed", "reason")
 
     def write_export(self, name: str, key: str) -> None:
         """Remember under which key an exposure's outputs were written."""
@@ -148,15 +165,18 @@ class ProgramStore:
 
     def export_keys(self) -> dict[str, str]:
         """The key under which each exposure's outputs were written, by name."""
-        return {name: value["key"] for name, value in self._read_all("exported")}
+        return self._read_all("exported", "key")
 
-    def _read_all(self, folder: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    def _read_all(self, folder: str, field: str) -> dict[str, str]:
+        """One field of every record in a folder, by name; a damaged record says nothing."""
         path = f"{self._root}/{folder}"
-        if self._files.isdir(path):
-            for found in sorted(str(p) for p in self._files.ls(path, detail=False)):
-                if found.endswith(".json"):
-                    name = found.rsplit("/", 1)[-1].removesuffix(".json")
-                    yield name, self._read_json(f"{folder}/{name}.json") or {}
+        found = self._files.ls(path, detail=False) if self._files.isdir(path) else []
+        files = sorted(str(p).rsplit("/", 1)[-1] for p in found if str(p).endswith(".json"))
+        values: dict[str, str] = {}
+        for file in files:
+            with suppress(ValueError, KeyError, TypeError):
+                values[file.removesuffix(".json")] = self._read_json(f"{folder}/{file}")[field]  # type: ignore[index]
+        return values
 
     def _group_url(self, name: str) -> str:
         return f"{self.url}/exposures/{name}"
@@ -168,9 +188,8 @@ class ProgramStore:
         if not isinstance(self._files, LocalFileSystem):
             self._files.pipe_file(target, text)
             return
-        aside = Path(f"{target}.{uuid.uuid4().hex}.tmp")
-        aside.write_bytes(text)
-        aside.replace(target)
+        with replacing(Path(target)) as aside:
+            aside.write_bytes(text)
 
     def _read_json(self, path: str) -> dict[str, Any] | None:
         try:
@@ -185,7 +204,8 @@ def _write_group(dataset: xr.Dataset, url: str) -> None:
     encoding = {
         name: {"compressors": _CODEC, "chunks": variable.shape} for name, variable in dataset.items() if variable.ndim
     }
-    dataset.to_zarr(url, mode="w", consolidated=False, zarr_format=3, encoding=encoding)
+    # Without empty chunks, one that holds nothing but the fill value would look like one that was lost.
+    dataset.to_zarr(url, mode="w", consolidated=False, zarr_format=3, encoding=encoding, write_empty_chunks=True)
 
 
 def _replace_folder(source: Path, target: Path) -> None:

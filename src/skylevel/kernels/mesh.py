@@ -24,7 +24,10 @@ RELAXED_PERCENTILES = (10.0, 20.0, 40.0, 80.0, 100.0)
 
 # Boxes are gathered and sorted in batches of about this many values: large enough that NumPy's call overhead
 # vanishes, small enough that a batch stays in a core's cache.
-_BATCH_VALUES = 500_000
+_BATCH_VALUES = 1_000_000
+
+# Relative error that a sum of a few float32 products stays below.
+_ROUNDING = np.float32(1e-6)
 
 # Neighbours of an empty box that fill it, and the leaf size of their search: photutils' values. The leaf size
 # decides between neighbours at equal distance.
@@ -92,7 +95,7 @@ def box_statistics(
     edges = [*range(0, whole, per_batch), whole, n_y]
     parts = [
         clipped_statistics(
-            _boxes(image[start * box_size[0] : stop * box_size[0]], box_size, n_x),
+            gather_boxes(image[start * box_size[0] : stop * box_size[0]], box_size),
             sigma_clip=sigma_clip,
             max_rounds=max_rounds,
             estimator=estimator,
@@ -103,12 +106,16 @@ def box_statistics(
     return BoxStatistics(*(np.concatenate(field).reshape(n_y, n_x) for field in zip(*parts, strict=True)))
 
 
-def _boxes(strip: NDArray[np.floating], box_size: tuple[int, int], n_x: int) -> NDArray[np.floating]:
-    """Copy whole rows of boxes as an array (box, pixel), with NaN for pixels that do not count."""
+def gather_boxes(strip: NDArray[np.floating], box_size: tuple[int, int]) -> NDArray[np.floating]:
+    """Copy whole rows of boxes as an array (box, pixel), with NaN for pixels that do not count.
+
+    One row of boxes may be shorter than a box; several may not.
+    """
+    n_x = -(-strip.shape[1] // box_size[1])
     missing = n_x * box_size[1] - strip.shape[1]
-    finite = np.isfinite(strip)
-    if not finite.all():
-        strip = np.where(finite, strip, np.nan)
+    infinite = np.isinf(strip)
+    if infinite.any():
+        strip = np.where(infinite, np.nan, strip)
     if missing:
         strip = np.pad(strip, ((0, 0), (0, missing)), constant_values=np.nan)
     height = min(box_size[0], strip.shape[0])
@@ -145,49 +152,79 @@ def clipped_statistics(
     hi = _count_finite(values)
     # Sums about a value inside the box lose no digits to its level.
     pivot = _median(values, lo, hi)
-    centred = np.subtract(values, np.nan_to_num(pivot)[:, None], dtype=np.float64)
-    squares = np.square(centred)
-    kept_lo, kept_hi = _clip(values, centred, squares, lo, hi, sigma_clip, max_rounds)
+    centred = values.astype(np.float64)
+    centred -= np.nan_to_num(pivot)[:, None]
+    moments = _Moments(centred, lo, hi)
+    kept_lo, kept_hi = _clip(values, moments, sigma_clip, max_rounds)
     median = _median(values, kept_lo, kept_hi)
-    mean, rms = _moments(centred, squares, kept_lo, kept_hi)
+    moved = np.flatnonzero((kept_lo != moments.lo) | (kept_hi != moments.hi))
+    moments.move(moved, kept_lo[moved], kept_hi[moved])
+    mean, rms = moments.mean_and_std()
     level = {"median": median, "mean": pivot + mean, "mode": 3 * median - 2 * (pivot + mean)}[estimator]
     return BoxStatistics(level, rms, (kept_hi - kept_lo).astype(np.float64))
 
 
-def _clip(
-    values: NDArray[np.number],
-    centred: Float,
-    squares: Float,
-    first: Int,
-    last: Int,
-    sigma_clip: float,
-    max_rounds: int,
-) -> tuple[Int, Int]:
-    """The range of each sorted box that the last round's bounds keep."""
-    lo, hi = first.copy(), last.copy()
+def _clip(values: NDArray[np.number], moments: "_Moments", sigma_clip: float, max_rounds: int) -> tuple[Int, Int]:
+    """The range of each sorted box that the last round's bounds keep; `moments` ends on what all rounds keep."""
+    first, last = moments.lo.copy(), moments.hi.copy()
     kept_lo, kept_hi = first.copy(), last.copy()
-    active = np.flatnonzero(hi > lo)
+    active = np.flatnonzero(last > first)
     for _ in range(max_rounds):
         if not active.size:
             break
-        a_lo, a_hi = lo[active], hi[active]
-        median = _median(values, a_lo, a_hi, active)
-        reach = sigma_clip * _moments(centred, squares, a_lo, a_hi, active)[1]
-        k_lo, k_hi = _bisect(values, median - reach, median + reach, first[active], last[active], active)
-        kept_lo[active], kept_hi[active] = k_lo, k_hi
-        lo[active], hi[active] = np.maximum(a_lo, k_lo), np.minimum(a_hi, k_hi)
-        changed = (lo[active] != a_lo) | (hi[active] != a_hi)
-        active = active[changed & (hi[active] > lo[active])]
+        median = _median(values, moments.lo[active], moments.hi[active], active)
+        reach = sigma_clip * moments.mean_and_std(active)[1]
+        lo, hi = _bisect(values, median - reach, median + reach, first[active], last[active], active)
+        kept_lo[active], kept_hi[active] = lo, hi
+        lo, hi = np.maximum(lo, moments.lo[active]), np.minimum(hi, moments.hi[active])
+        changed = ((lo != moments.lo[active]) | (hi != moments.hi[active])) & (hi > lo)
+        active = active[changed]
+        moments.move(active, lo[changed], hi[changed])
     return kept_lo, kept_hi
+
+
+class _Moments:
+    """Sums of a range of each sorted box's values and of their squares, kept up as the ranges shrink."""
+
+    def __init__(self, values: Float, lo: Int, hi: Int) -> None:
+        self.lo, self.hi = lo.copy(), hi.copy()
+        self._tables = (values, np.square(values))
+        rows = np.arange(len(values))
+        self._sums = [_range_sums(table, rows, lo, hi) for table in self._tables]
+
+    def move(self, rows: Int, lo: Int, hi: Int) -> None:
+        """Give some boxes new ranges.
+
+        A round clips few pixels, so what leaves is subtracted. Where it held most of the scatter, what is left would
+        lose its digits, and is summed anew.
+        """
+        old_lo, old_hi = self.lo[rows], self.hi[rows]
+        leaving = [
+            below + above
+            for below, above in zip(
+                _gathered_sums(self._tables, rows, old_lo, lo), _gathered_sums(self._tables, rows, hi, old_hi), strict=True
+            )
+        ]
+        light = (lo >= old_lo) & (hi <= old_hi) & (leaving[1] <= 0.5 * self._sums[1][rows])
+        for table, total, part in zip(self._tables, self._sums, leaving, strict=True):
+            total[rows] -= part
+            total[rows[~light]] = _range_sums(table, rows[~light], lo[~light], hi[~light])
+        self.lo[rows], self.hi[rows] = lo, hi
+
+    def mean_and_std(self, rows: Int | slice = slice(None)) -> tuple[Float, Float]:
+        """Mean and standard deviation of the ranges; NaN where one is empty."""
+        size = self.hi[rows] - self.lo[rows]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            mean = self._sums[0][rows] / size
+            variance = self._sums[1][rows] / size - mean**2
+        return mean, np.sqrt(np.maximum(variance, 0.0))
 
 
 def _count_finite(values: NDArray[np.number]) -> Int:
     """How many values of each sorted row are not NaN."""
-    count = np.full(len(values), values.shape[1], np.intp)
-    with_nan = np.flatnonzero(np.isnan(values[:, -1]))
-    if with_nan.size:
-        count[with_nan] = np.count_nonzero(~np.isnan(values[with_nan]), axis=1)
-    return count
+    if not np.isnan(values[:, -1]).any():
+        return np.full(len(values), values.shape[1], np.intp)
+    return np.count_nonzero(values == values, axis=1)  # noqa: PLR0124 (NaN alone differs from itself)
 
 
 def _median(values: NDArray[np.number], lo: Int, hi: Int, rows: Int | None = None) -> Float:
@@ -198,18 +235,6 @@ def _median(values: NDArray[np.number], lo: Int, hi: Int, rows: Int | None = Non
     lower = values[rows, np.minimum(lo + np.maximum(size - 1, 0) // 2, last)].astype(np.float64)
     upper = values[rows, np.minimum(lo + size // 2, last)].astype(np.float64)
     return np.where(size > 0, 0.5 * (lower + upper), np.nan)
-
-
-def _moments(
-    centred: Float, squares: Float, lo: Int, hi: Int, rows: Int | None = None
-) -> tuple[Float, Float]:
-    """Mean and standard deviation of ``centred[row, lo:hi]``; NaN where the range is empty."""
-    rows = np.arange(len(centred)) if rows is None else rows
-    size = hi - lo
-    with np.errstate(invalid="ignore", divide="ignore"):
-        mean = _range_sums(centred, rows, lo, hi) / size
-        variance = _range_sums(squares, rows, lo, hi) / size - mean**2
-    return mean, np.sqrt(np.maximum(variance, 0.0))
 
 
 def _range_sums(table: Float, rows: Int, lo: Int, hi: Int) -> Float:
@@ -226,19 +251,32 @@ def _range_sums(table: Float, rows: Int, lo: Int, hi: Int) -> Float:
     return np.where(hi > lo, sums, 0.0)
 
 
+def _gathered_sums(tables: tuple[Float, ...], rows: Int, lo: Int, hi: Int) -> list[Float]:
+    """Sum of ``table[row, lo:hi]`` for short ranges, from each table; 0 where the range is empty."""
+    length = np.maximum(hi - lo, 0)
+    end = np.cumsum(length)
+    n = int(end[-1]) if len(end) else 0
+    if n == 0:
+        return [np.zeros(len(rows)) for _ in tables]
+    index = np.arange(n) + np.repeat(rows * tables[0].shape[1] + lo - (end - length), length)
+    # A zero after the last element lets an empty range at the end start somewhere.
+    sums = [np.add.reduceat(np.append(table.reshape(-1)[index], 0.0), end - length) for table in tables]
+    return [np.where(length > 0, total, 0.0) for total in sums]
+
+
 def _bisect(
     values: NDArray[np.number], lower: Float, upper: Float, first: Int, last: Int, rows: Int
 ) -> tuple[Int, Int]:
     """The range of ``values[row, first:last]`` of sorted rows that lies within `lower` and `upper`, both included."""
     flat = values.reshape(-1)
     start = np.tile(rows * values.shape[1], 2)
-    bound = np.concatenate([lower, upper])
-    is_upper = np.arange(bound.size) >= lower.size
+    # A value is at most `upper` where it is less than the next number above it.
+    bound = np.concatenate([lower, np.nextafter(upper, np.inf)])
     low, high = np.tile(first, 2), np.tile(last, 2)
     for _ in range(int(values.shape[1]).bit_length()):
-        middle = (low + high) // 2
-        at = flat[np.minimum(start + middle, flat.size - 1)]
-        below = ((at < bound) | (is_upper & (at == bound))) & (middle < high)
+        middle = (low + high) >> 1
+        below = flat[np.minimum(start + middle, flat.size - 1)] < bound
+        below &= middle < high
         low = np.where(below, middle + 1, low)
         high = np.where(below, high, middle)
     return low[: lower.size], low[lower.size :]
@@ -351,6 +389,22 @@ class Surface:
                 terms = self._along_x[first[start] : first[start] + 4, None, :]
                 result[start:stop] = weighted_sum(weights[:, start:stop, None], terms)
         return np.clip(result, *self._range, out=result)
+
+
+    def floor(self, y: Int) -> Float32:
+        """At most the least value (len(x),) of each column in the given rows, ascending."""
+        first, _ = _spline_weights(y[[0, -1]], self._side)
+        # The four weights are positive and sum to 1; the slack covers their rounding.
+        least = self._along_x[first[0] : first[1] + 4].min(axis=0)
+        least -= _ROUNDING * np.abs(self._along_x[first[0] : first[1] + 4]).max(axis=0)
+        return np.clip(least, *self._range)
+
+    def at_points(self, y: Int, at_y: Int, at_x: Int) -> Float32:
+        """Values (n,) float32, the same bits as ``at(y)[at_y, at_x]``, for a few points of many."""
+        first, exact = _spline_weights(y, self._side)
+        weights = exact.astype(np.float32)[:, at_y]
+        terms = [self._along_x[first[at_y] + k, at_x] for k in range(4)]
+        return np.clip(weighted_sum(weights, terms), *self._range)
 
 
 def _spline_weights(index: Int, side: int) -> tuple[Int, Float]:

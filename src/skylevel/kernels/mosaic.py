@@ -14,9 +14,10 @@ from skylevel.kernels.mesh import (
     BoxStatistics,
     Float,
     Float32,
+    Int,
     Surface,
-    box_statistics,
     clipped_statistics,
+    gather_boxes,
     weighted_sum,
 )
 from skylevel.kernels.sources import gaussian_taps
@@ -24,6 +25,7 @@ from skylevel.kernels.tile import Tile
 
 Bool = NDArray[np.bool_]
 Pattern = NDArray[np.str_]
+Phases = dict[tuple[int, int], NDArray[np.number]]
 
 # Weights of the fill that sum to less than this are rounding: no pixel of the channel is within the kernel.
 _NO_WEIGHT = 1e-12
@@ -76,7 +78,7 @@ class _Window:
             if near:
                 first = [self.margin[0] + y + d for d in near]
                 rows = [plane[r : r + (n_rows - 1) * period + 1 : period] for r in first]
-                sums[x] = weighted_sum(taps[np.add(near, half)], rows)
+                sums[x] = _tap_sum(taps[np.add(near, half)], rows)
         return sums
 
     def along_x(self, lines: dict[int, Float], taps: Float, x: int) -> Float:
@@ -86,7 +88,24 @@ class _Window:
         near = [d for d in range(-half, half + 1) if (x + d) % period in lines]
         first = [(self.margin[1] + x + d) // period for d in near]
         columns = [lines[(x + d) % period][:, c : c + n_columns] for d, c in zip(near, first, strict=True)]
-        return weighted_sum(taps[np.add(near, half)], columns)
+        return _tap_sum(taps[np.add(near, half)], columns)
+
+
+def _tap_sum(weights: Float, terms: list[Float]) -> Float:
+    """Sum of ``weights[k] * terms[k]``; terms of equal weight at the two ends are added first."""
+    total = np.zeros_like(terms[0])
+    work = np.empty_like(total)
+    first, last = 0, len(terms) - 1
+    while first <= last:
+        if first < last and weights[first] == weights[last]:
+            np.add(terms[first], terms[last], out=work)
+            last -= 1
+        else:
+            np.copyto(work, terms[first])
+        work *= weights[first]
+        total += work
+        first += 1
+    return total
 
 
 def fill_gaps(tile: Tile, pattern: Pattern, *, stddev: float) -> Iterator[tuple[str, Float]]:
@@ -114,38 +133,53 @@ def fill_gaps(tile: Tile, pattern: Pattern, *, stddev: float) -> Iterator[tuple[
     edge are pulled low. The Gaussian is separable and the pattern periodic, so that each phase of the pattern is a
     convolution with few taps.
     """
+    for channel, phases in _filled_phases(tile, pattern, stddev):
+        result = np.empty(tile.core_pixels().shape)
+        for (y, x), plane in phases.items():
+            result[y :: pattern.shape[0], x :: pattern.shape[1]] = plane
+        yield channel, result
+
+
+def _filled_phases(tile: Tile, pattern: Pattern, stddev: float) -> Iterator[tuple[str, Phases]]:
+    """`fill_gaps`, with each channel parted by phase of the pattern, counted from the tile's first pixel."""
     taps = gaussian_taps(stddev, _kernel_size(stddev))
     period = (pattern.shape[0], pattern.shape[1])
     window = _Window(tile, period, len(taps) // 2)
     zeros = _Window(tile, period, len(taps) // 2, zeros=True) if window.has_zeros else None
     weights = _EdgeWeights(tile, period, taps)
-    pixels = tile.core_pixels().astype(np.float64)
+    pixels = tile.core_pixels()
     local = np.roll(pattern, [-(c.start % p) for c, p in zip(tile.core, period, strict=True)], (0, 1))
     for channel in channel_names(pattern):
         yield channel, _fill_channel(pixels, local == channel, taps, window, zeros, weights)
 
 
 def _fill_channel(
-    pixels: Float, own: Bool, taps: Float, window: _Window, zeros: _Window | None, weights: "_EdgeWeights"
-) -> Float:
-    """One channel of `fill_gaps`."""
-    result = pixels.copy()
+    pixels: NDArray[np.number],
+    own: Bool,
+    taps: Float,
+    window: _Window,
+    zeros: _Window | None,
+    weights: "_EdgeWeights",
+) -> Phases:
+    """One channel of `_filled_phases`."""
+    phases = {}
     # A tile narrower than the pattern has no pixel of some phases.
     for y in range(min(own.shape[0], pixels.shape[0])):
         lines = window.along_y(own, taps, y)
         zero_lines = zeros.along_y(own, taps, y) if zeros else {}
         for x in range(min(own.shape[1], pixels.shape[1])):
+            here = pixels[y :: own.shape[0], x :: own.shape[1]]
             if own[y, x] and not zeros:
+                phases[y, x] = here
                 continue
-            total = window.along_x(lines, taps, x)
+            filled = window.along_x(lines, taps, x)
             weight = weights.at(own, y, x)
             if zeros:
                 weight = weight - zeros.along_x(zero_lines, taps, x)
-            with np.errstate(invalid="ignore", divide="ignore"):
-                filled = np.where(weight > _NO_WEIGHT, total / weight, 0.0) if zeros else total / weight
-            here = result[y :: own.shape[0], x :: own.shape[1]]
-            here[...] = np.where(here == 0, filled, here) if own[y, x] else filled
-    return result
+                weight[weight <= _NO_WEIGHT] = np.inf
+            filled /= weight
+            phases[y, x] = np.where(here == 0, filled, here) if own[y, x] else filled
+    return phases
 
 
 class _EdgeWeights:
@@ -222,46 +256,70 @@ def channel_statistics(
     clip: dict[str, Any] = {"sigma_clip": sigma_clip, "max_rounds": max_rounds, "estimator": estimator}
     parts: dict[str, list[BoxStatistics]] = {channel: [] for channel in channel_names(pattern)}
     for strip in tile.strips(box_size[0]):
-        if method == "filled":
-            for channel, filled in fill_gaps(strip, pattern, stddev=stddev):
-                parts[channel].append(box_statistics(filled, box_size=box_size, **clip))
-        else:
-            for channel, values in own_values(strip, pattern, box_size):
-                n_zeros = np.count_nonzero(values == 0, axis=1)
-                statistics = clipped_statistics(values, first=n_zeros, **clip)
-                parts[channel].append(BoxStatistics(*(field[None] for field in statistics)))
+        for channel, values, first in _box_values(strip, pattern, box_size, method, stddev):
+            statistics = clipped_statistics(values, first=first, **clip)
+            parts[channel].append(BoxStatistics(*(field[None] for field in statistics)))
     return [BoxStatistics(*(np.concatenate(f) for f in zip(*strips, strict=True))) for strips in parts.values()]
+
+
+def _box_values(
+    strip: Tile, pattern: Pattern, box_size: tuple[int, int], method: str, stddev: float
+) -> Iterator[tuple[str, NDArray[np.number], Int | None]]:
+    """What is measured of each channel in one row of boxes: values (box, pixel), and how many zeros do not count."""
+    if method == "planes":
+        for channel, values in own_values(strip, pattern, box_size):
+            yield channel, values, np.count_nonzero(values == 0, axis=1)
+    elif _whole_periods(pattern, box_size):
+        for channel, phases in _filled_phases(strip, pattern, stddev):
+            yield channel, _boxes_of_phases(phases, strip, pattern, box_size, np.nan), None
+    else:
+        for channel, filled in fill_gaps(strip, pattern, stddev=stddev):
+            yield channel, gather_boxes(filled, box_size), None
 
 
 def own_values(strip: Tile, pattern: Pattern, box_size: tuple[int, int]) -> Iterator[tuple[str, NDArray[np.number]]]:
     """Each channel's own pixels in one row of boxes, as an array (box, pixel) filled up with zeros."""
-    period, pixels = pattern.shape, strip.core_pixels()
-    n_boxes = -(-pixels.shape[1] // box_size[1])
-    if any(side % p for side, p in zip(box_size, period, strict=True)):
-        # Boxes that are no whole number of periods hold different numbers of a channel's pixels.
-        yield from _own_values_of_any_box(strip, pattern, n_boxes, box_size)
+    if not _whole_periods(pattern, box_size):
+        # Such boxes hold different numbers of a channel's pixels.
+        yield from _own_values_of_any_box(strip, pattern, box_size)
         return
-    height, width = box_size[0] // period[0], box_size[1] // period[1]
+    pixels = strip.core_pixels()
     for channel in channel_names(pattern):
-        owned = np.argwhere(pattern == channel)
-        values = np.zeros((n_boxes, len(owned), height, width), pixels.dtype)
-        for k, (y, x) in enumerate(owned):
-            plane = pixels[y :: period[0], x :: period[1]]
-            n_y, whole = len(plane), plane.shape[1] // width
-            values[:whole, k, :n_y] = plane[:, : whole * width].reshape(n_y, whole, width).transpose(1, 0, 2)
-            if whole < n_boxes:
-                rest = plane[:, whole * width :]
-                values[whole, k, :n_y, : rest.shape[1]] = rest
-        yield channel, values.reshape(n_boxes, -1)
+        owned = [(int(y), int(x)) for y, x in np.argwhere(pattern == channel)]
+        phases = {(y, x): pixels[y :: pattern.shape[0], x :: pattern.shape[1]] for y, x in owned}
+        yield channel, _boxes_of_phases(phases, strip, pattern, box_size, pixels.dtype.type(0))
+
+
+def _whole_periods(pattern: Pattern, box_size: tuple[int, int]) -> bool:
+    return all(side % period == 0 for side, period in zip(box_size, pattern.shape, strict=True))
+
+
+def _boxes_of_phases(
+    phases: Phases, strip: Tile, pattern: Pattern, box_size: tuple[int, int], fill: Any
+) -> NDArray[np.number]:
+    """Copy phases of one row of boxes as an array (box, pixel); `fill` stands beyond the mosaic's edge.
+
+    A box's statistics do not depend on the order of its pixels, so those of a phase stay together.
+    """
+    n_boxes = -(-strip.core_pixels().shape[1] // box_size[1])
+    height, width = (side // period for side, period in zip(box_size, pattern.shape, strict=True))
+    values = np.full((n_boxes, len(phases), height, width), fill)
+    for k, plane in enumerate(phases.values()):
+        n_y, whole = len(plane), plane.shape[1] // width
+        values[:whole, k, :n_y] = plane[:, : whole * width].reshape(n_y, whole, width).transpose(1, 0, 2)
+        if whole < n_boxes:
+            rest = plane[:, whole * width :]
+            values[whole, k, :n_y, : rest.shape[1]] = rest
+    return values.reshape(n_boxes, -1)
 
 
 def _own_values_of_any_box(
-    strip: Tile, pattern: Pattern, n_boxes: int, box_size: tuple[int, int]
+    strip: Tile, pattern: Pattern, box_size: tuple[int, int]
 ) -> Iterator[tuple[str, NDArray[np.number]]]:
     pixels = strip.core_pixels()
-    rows, columns = strip.core
-    letters = pattern[np.ix_(np.arange(rows.start, rows.stop) % pattern.shape[0],
-                             np.arange(columns.start, columns.stop) % pattern.shape[1])]  # fmt: skip
+    n_boxes = -(-pixels.shape[1] // box_size[1])
+    rows, columns = (np.arange(c.start, c.stop) % p for c, p in zip(strip.core, pattern.shape, strict=True))
+    letters = pattern[np.ix_(rows, columns)]
     padding = ((0, 0), (0, n_boxes * box_size[1] - pixels.shape[1]))
     for channel in channel_names(pattern):
         own = np.pad(np.where(letters == channel, pixels, 0), padding)

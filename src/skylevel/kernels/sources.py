@@ -13,8 +13,11 @@ _FWHM_PER_STDDEV = 2.0 * np.sqrt(2.0 * np.log(2.0))
 # photutils' make_2dgaussian_kernel averages this many points along each side of a pixel.
 _OVERSAMPLING = 10
 
+# Weights below this lose digits that count when they are what is left of 1 in float32.
+_COARSE_WEIGHT = 0.01
+
 # Strips of about this many pixels stay in a core's cache.
-_STRIP_PIXELS = 65_536
+_STRIP_PIXELS = 262_144
 
 _EDGES_AND_CORNERS = np.ones((3, 3), bool)
 
@@ -52,11 +55,15 @@ def smooth(image: NDArray[np.floating], *, fwhm: float, size: int) -> NDArray[np
     invalid = np.isnan(image)
     if not invalid.any():
         return _convolve(image, taps)
-    total = _convolve(np.where(invalid, 0, image), taps)
+    known = image.copy()
+    np.putmask(known, invalid, 0)
+    total = _convolve(known, taps)
     # The weight that is left is exactly 1 away from invalid pixels, so the result there does not depend on whether
-    # some other part of the image has any. Float64: a wide kernel's corners are a millionth of it.
-    weight = 1 - _convolve(invalid.astype(np.float64), exact_taps)
-    weight[weight < 0.5 * exact_taps[0] ** 2] = np.nan
+    # some other part of the image has any. Float32 is too coarse for it where the kernel's corners weigh little.
+    smallest = exact_taps[0] ** 2
+    precision = image.dtype if smallest > _COARSE_WEIGHT else np.dtype(np.float64)
+    weight = 1 - _convolve(invalid.astype(precision), exact_taps.astype(precision))
+    weight[weight < 0.5 * smallest] = np.nan
     return np.divide(total, weight, out=total, casting="same_kind")
 
 
@@ -123,10 +130,13 @@ def above_threshold(
         start = max(y - half, 0)
         smoothed = smooth(image[start : stop + half], fwhm=fwhm, size=size)[y - start :][: stop - y]
         rows = np.arange(y, stop) + origin[0]
-        limit = rms.at(rows)
+        # Few pixels reach even the least that the surfaces can be here: only those are looked at closely.
+        result[y:stop] = smoothed >= background.floor(rows) + threshold * rms.floor(rows) if threshold >= 0 else True
+        at_y, at_x = np.divmod(np.flatnonzero(result[y:stop]), n_x)
+        limit = rms.at_points(rows, at_y, at_x)
         limit *= threshold
-        limit += background.at(rows)
-        np.greater(smoothed, limit, out=result[y:stop])
+        limit += background.at_points(rows, at_y, at_x)
+        result[y + at_y, at_x] = smoothed[at_y, at_x] > limit
     return result
 
 

@@ -52,7 +52,8 @@ def _medians(
 ) -> NDArray[np.floating]:
     counted = (image > 0) if positive_only else ~np.isnan(image)
     counted &= ~mask
-    ordered = np.where(counted, image, np.nan)
+    ordered = image.copy()
+    np.putmask(ordered, ~counted, np.nan)
     ordered.sort(axis=1)
     n = np.count_nonzero(counted, axis=1)
     rows = np.arange(len(image))

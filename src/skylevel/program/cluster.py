@@ -1,13 +1,20 @@
 """Where to run: this machine, a scheduler's address, or SLURM."""
 
 import logging
+import math
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
+from pathlib import Path
+from typing import Any
 
 import dask
-from distributed import Client, LocalCluster
+from dask.utils import parse_timedelta
+from distributed import Client, LocalCluster, Security, Status
+from distributed.comm import get_address_host_port
 
 from skylevel.errors import ClusterError
 from skylevel.program.tasks import require_version
@@ -22,7 +29,8 @@ _SCHEDULER_SETTINGS = {
     "distributed.scheduler.allowed-failures": 2,
 }
 _CONNECT_TIMEOUT = "20 s"
-_FIRST_WORKER_TIMEOUT = 120.0
+_FIRST_WORKER_TIMEOUT = "120 s"
+_SQUEUE_EVERY = (1.0, 30.0)
 
 
 @contextmanager
@@ -33,12 +41,12 @@ def connect(cluster: str, *, workers: int | None, n_exposures: int) -> Iterator[
     ----------
     cluster : str
         ``local`` (processes of one thread on this machine, on the loopback alone), ``slurm`` (dask-jobqueue with its
-        own configuration), or a scheduler's address, ``tcp://HOST:PORT`` or ``tls://HOST:PORT`` (TLS from Dask's
-        configuration).
+        own configuration; encrypted), or a scheduler's address, ``tcp://HOST:PORT`` or ``tls://HOST:PORT`` (TLS from
+        Dask's configuration).
     workers : int, optional
-        How many processes (local) or jobs at the most (slurm); by default one a core, or two jobs.
+        How many processes (local) or jobs (slurm); by default one a core, or two jobs.
     n_exposures : int
-        No more local workers are started than there are exposures.
+        No more workers are started than there are exposures.
 
     Raises
     ------
@@ -49,7 +57,7 @@ def connect(cluster: str, *, workers: int | None, n_exposures: int) -> Iterator[
         with _local(workers, n_exposures) as client:
             yield client
     elif cluster == "slurm":
-        with _slurm(workers or 2) as client:
+        with _slurm(min(workers or 2, n_exposures)) as client:
             yield client
     elif "://" in cluster:
         with _existing(cluster) as client:
@@ -59,18 +67,28 @@ def connect(cluster: str, *, workers: int | None, n_exposures: int) -> Iterator[
 
 
 def check_workers(client: Client) -> int:
-    """Wait for the first worker, and see that all run this version of skylevel; gives the number of their threads.
+    """Wait for the first worker, and see that all run this version of skylevel.
+
+    Returns
+    -------
+    int
+        How many threads there are, or will be once every job of a cluster that was asked for has begun.
 
     Raises
     ------
     ClusterError
         No worker comes, or one runs another version or none.
+
+    Notes
+    -----
+    ``skylevel.first-worker-timeout`` of Dask's configuration says how long it waits (120 s).
     """
+    timeout = dask.config.get("skylevel.first-worker-timeout", _FIRST_WORKER_TIMEOUT)
     try:
-        client.wait_for_workers(1, timeout=_FIRST_WORKER_TIMEOUT)
+        client.wait_for_workers(1, timeout=parse_timedelta(timeout))
     except TimeoutError as error:
         raise ClusterError(
-            f"{client.scheduler.address}: no worker came within {_FIRST_WORKER_TIMEOUT:g} s; see the workers' own logs"
+            f"{client.scheduler.address}: no worker came within {timeout}; see the workers' own logs"
         ) from error
     try:
         client.run(require_version, version("skylevel"))
@@ -78,7 +96,8 @@ def check_workers(client: Client) -> int:
         raise
     except Exception as error:
         raise ClusterError(f"a worker cannot import skylevel: {error}") from error
-    return sum(client.nthreads().values())
+    asked_for = len(client.cluster.plan) if client.cluster else 0
+    return max(sum(client.nthreads().values()), asked_for)
 
 
 @contextmanager
@@ -102,8 +121,10 @@ def _local(workers: int | None, n_exposures: int) -> Iterator[Client]:
 
 @contextmanager
 def _existing(address: str) -> Iterator[Client]:
+    timeout = dask.config.get("skylevel.connect-timeout", _CONNECT_TIMEOUT)
     try:
-        client = Client(address, timeout=_CONNECT_TIMEOUT, set_as_default=False)
+        _require_address(address)
+        client = Client(address, timeout=timeout, set_as_default=False)
     except (OSError, ValueError) as error:
         raise ClusterError(f"{address}: no scheduler answers: {error}") from error
     with client:
@@ -111,18 +132,116 @@ def _existing(address: str) -> Iterator[Client]:
         yield client
 
 
+def _require_address(address: str) -> None:
+    """Refuse what no client can connect to, before one is made: one that never began to connect hangs when it ends."""
+    get_address_host_port(address, strict=True)
+    if address.startswith("tls://") and not Security().get_connection_args("client").get("ssl_context"):
+        raise ValueError("TLS needs the certificates of distributed.comm.tls in Dask's configuration")
+
+
 @contextmanager
 def _slurm(jobs: int) -> Iterator[Client]:
+    with (
+        dask.config.set(_SCHEDULER_SETTINGS),
+        _slurm_cluster() as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        try:
+            _submit(cluster, jobs)
+            log.info("SLURM, jobs submitted: %d; dashboard %s", len(_job_ids(cluster)), client.dashboard_link)
+            _await_first_job(cluster, client)
+            # As many as were asked for, all along: adapting replaces the jobs that are lost.
+            cluster.adapt(minimum_jobs=jobs, maximum_jobs=jobs, interval="2 s")
+            yield client
+        finally:
+            _give_up_refused(cluster)
+
+
+def _slurm_cluster() -> Any:
+    """A dask-jobqueue cluster without jobs, by its own configuration."""
     try:
         from dask_jobqueue import SLURMCluster  # noqa: PLC0415 (an optional extra)
+
+        # Whoever reaches an open scheduler runs code as its owner: a certificate of this run's own keeps it closed,
+        # unless Dask's configuration names one.
+        return SLURMCluster(
+            security=None if dask.config.get("distributed.comm.tls.ca-file", None) else True,
+            shared_temp_directory=dask.config.get("jobqueue.slurm.shared-temp-directory", None) or ".",
+        )
     except ImportError as error:
-        raise ClusterError("--cluster slurm needs dask-jobqueue: pip install 'skylevel[slurm]'") from error
-    with dask.config.set(_SCHEDULER_SETTINGS):
-        try:
-            cluster = SLURMCluster()
-        except (ValueError, OSError) as error:
-            raise ClusterError(f"dask-jobqueue cannot start: {error}; see deploy/slurm/jobqueue.yaml") from error
-        with cluster, Client(cluster, set_as_default=False) as client:
-            cluster.adapt(minimum=1, maximum=jobs, interval="2 s", wait_count=5)
-            log.info("SLURM, up to %d jobs; dashboard %s", jobs, client.dashboard_link)
-            yield client
+        raise ClusterError(f"--cluster slurm: {_one_line(error)}: pip install 'skylevel[slurm]'") from error
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ClusterError(f"dask-jobqueue cannot start: {_one_line(error)}; see deploy/slurm/jobqueue.yaml") from error
+
+
+def _submit(cluster: Any, jobs: int) -> None:
+    """Submit the jobs. As `scale` does, which would leave the refusal of one to the event loop's log."""
+
+    async def submit() -> None:
+        await cluster
+
+    for _ in range(jobs):
+        cluster.worker_spec.update(cluster.new_worker_spec())
+    try:
+        cluster.sync(submit)
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = _one_line(str(error).rpartition("stderr:")[2])
+        if not (taken := len(_job_ids(cluster))):
+            raise ClusterError(f"SLURM takes no job: {reason}; see jobqueue.slurm in Dask's configuration") from error
+        log.warning("SLURM took %d of %d jobs: %s", taken, jobs, reason)
+
+
+def _give_up_refused(cluster: Any) -> None:
+    """Mark the jobs that SLURM did not take: they were never begun, and a cluster does not close with such."""
+    for job in cluster.workers.values():
+        if not job.job_id:
+            job.status = Status.failed
+
+
+def _await_first_job(cluster: Any, client: Client) -> None:
+    """Wait for a worker for as long as SLURM has a job of ours in its queue, however long that is."""
+    told, deadline = "", math.inf
+    pause, longest_pause = _SQUEUE_EVERY
+    while time.monotonic() < deadline:
+        with suppress(TimeoutError):
+            client.wait_for_workers(1, timeout=pause)
+            return
+        states = _queue_states(_job_ids(cluster))
+        if not states:
+            raise ClusterError(f"every SLURM job ended before its worker came; {_last_words(cluster)}")
+        if states != told:
+            log.info("waiting for SLURM: %s", states)
+        if deadline == math.inf and "RUNNING" in states:
+            timeout = dask.config.get("skylevel.first-worker-timeout", _FIRST_WORKER_TIMEOUT)
+            deadline = time.monotonic() + parse_timedelta(timeout)
+        told, pause = states, min(1.5 * pause, longest_pause)
+    raise ClusterError(f"SLURM runs the job, but no worker came; {_last_words(cluster)}")
+
+
+def _job_ids(cluster: Any) -> list[str]:
+    return [job.job_id for job in cluster.workers.values() if job.job_id]
+
+
+def _queue_states(job_ids: Sequence[str]) -> str:
+    """State of each job and why it waits, as squeue has them; empty when none is in the queue any more."""
+    command = ["squeue", "--noheader", "--jobs", ",".join(job_ids), "--format", "%i %T (%r)"]
+    asked = subprocess.run(command, capture_output=True, text=True, check=False)
+    if asked.returncode and "Invalid job id" not in asked.stderr:
+        return f"squeue: {_one_line(asked.stderr)}"
+    return ", ".join(asked.stdout.splitlines())
+
+
+def _last_words(cluster: Any) -> str:
+    """Where a job's own messages are, and the last of them."""
+    for job in cluster.workers.values():
+        if not (job.job_id and job.log_directory):
+            continue
+        path = Path(job.log_directory, f"{job.job_name}-{job.job_id}.err")
+        with suppress(OSError):
+            lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+            return f"see {path}: {next((line.strip() for line in reversed(lines) if line.strip()), 'empty')}"
+    return "see the job's own .err or .out file"
+
+
+def _one_line(error: object) -> str:
+    return " ".join(str(error).split())

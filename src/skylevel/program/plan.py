@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-import fsspec
-
 from skylevel.errors import PlanError
+from skylevel.io.remote import file_system
 from skylevel.io.store import FORMAT
 from skylevel.recipes import RECIPES, Recipe, canonical_hash, recipe_named
 
-FITS_SUFFIXES = (".fits", ".fit", ".fts", ".fits.gz")
+FITS_SUFFIXES = (".fits", ".fit", ".fts", ".fits.gz", ".fit.gz", ".fts.gz")
 RAW_SUFFIXES = (
     ".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dcr", ".dng", ".erf", ".fff", ".iiq", ".kdc", ".mef", ".mos", ".mrw",
     ".nef", ".nrw", ".orf", ".pef", ".raf", ".raw", ".rw2", ".rwl", ".sr2", ".srf", ".srw", ".x3f",
@@ -138,6 +137,8 @@ def expand_inputs(inputs: Iterable[str]) -> Iterator[str]:
     for given in inputs:
         if given.startswith("@"):
             yield from _listed(Path(given[1:]))
+        elif given.startswith("file://"):
+            yield from expand_inputs([given.removeprefix("file://")])
         elif _REMOTE_MARK in given:
             yield from _remote(given)
         elif Path(given).is_dir():
@@ -145,7 +146,7 @@ def expand_inputs(inputs: Iterable[str]) -> Iterator[str]:
         elif given.endswith("_asn.json"):
             yield from _associated(Path(given))
         elif Path(given).is_file():
-            yield str(Path(given).resolve())
+            yield _absolute(Path(given))
         else:
             # Not Path.glob: a pattern may be absolute.
             matches = glob.glob(given, recursive=True)  # noqa: PTH207
@@ -156,7 +157,8 @@ def partition(exposures: Sequence[Exposure], index: int, count: int) -> list[Exp
     """Every `count`-th exposure from the `index`-th (from 1): a fair share of each kind of file."""
     if not 1 <= index <= count:
         raise PlanError(f"partition {index}/{count}: the first number must be from 1 to the second")
-    return list(exposures[index - 1 :: count])
+    by_kind = sorted(exposures, key=lambda exposure: exposure.recipe.name)
+    return by_kind[index - 1 :: count]
 
 
 def summarize(exposures: Sequence[Exposure]) -> Counter[str]:
@@ -186,7 +188,12 @@ def _levelable(paths: Iterable[Path]) -> Iterator[str]:
     """Files with a suffix that skylevel knows, without its own outputs."""
     for path in paths:
         if _is_levelable(path.name) and path.is_file():
-            yield str(path.resolve())
+            yield _absolute(path)
+
+
+def _absolute(path: Path) -> str:
+    """One spelling for a file; a link keeps its own name, under which its outputs are asked for."""
+    return str(path.parent.resolve() / path.name)
 
 
 def _is_levelable(path: str) -> bool:
@@ -217,22 +224,23 @@ def _associated(path: Path) -> Iterator[str]:
     if not names:
         raise PlanError(f"{path}: the association has no science member")
     # A member that is missing fails alone, when it is read.
-    yield from (str((path.parent / name).resolve()) for name in names)
+    yield from (_absolute(path.parent / name) for name in names)
 
 
 def _remote(given: str) -> list[str]:
     """Files behind a URL: itself, a folder's files or a glob's matches."""
-    files, path = fsspec.core.url_to_fs(given)
     try:
+        files, path = file_system(given)
         if "*" in path:
             found = files.glob(path)
         elif files.isdir(path):
-            found = [p for p in files.ls(path, detail=False) if _is_levelable(str(p))]
+            found = files.ls(path, detail=False)
         else:
-            return [given]
-    except (OSError, ValueError) as error:
-        raise PlanError(f"{given}: cannot be listed: {error}") from error
-    return _some(given, (files.unstrip_protocol(p) for p in found))
+            # One spelling for a file, however it was asked for; a chained URL has no other.
+            return [given if "::" in given else files.unstrip_protocol(path)]
+    except Exception as error:  # Each protocol has errors of its own.
+        raise PlanError(f"{given}: cannot be listed: {' '.join(str(error).split())}") from error
+    return _some(given, (files.unstrip_protocol(str(p)) for p in found if _is_levelable(str(p))))
 
 
 def _exposure(source: str, output: str, recipe: Recipe, layout: str, keep: Sequence[str]) -> Exposure:
@@ -260,7 +268,7 @@ def _identity(source: str, base: str) -> dict[str, Any]:
         if _REMOTE_MARK not in source:
             stat = Path(source).stat()
             return {"name": base, "size": stat.st_size, "changed": stat.st_mtime_ns}
-        files, path = fsspec.core.url_to_fs(source)
+        files, path = file_system(source)
         info = files.info(path)
     except (OSError, ValueError):
         return {"name": base}

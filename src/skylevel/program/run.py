@@ -6,13 +6,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from os import PathLike, fspath
+from pathlib import Path
 from typing import Literal
 from uuid import uuid4
 
 from distributed import Client, Future, KilledWorker
 
 from skylevel.errors import SkylevelError, StoreError
-from skylevel.io.remote import output_exists
+from skylevel.io.remote import is_remote, output_exists
 from skylevel.io.store import FORMAT, ProgramStore
 from skylevel.program.cluster import check_workers, connect
 from skylevel.program.fan_out import fan_out
@@ -59,8 +61,8 @@ class ProgramResult:
 
 
 def run(
-    inputs: str | Iterable[str],
-    output: str = "skylevel-output",
+    inputs: str | PathLike[str] | Iterable[str | PathLike[str]],
+    output: str | PathLike[str] = "skylevel-output",
     *,
     recipe: str | Recipe = "auto",
     recipes: Mapping[str, Recipe] | None = None,
@@ -76,9 +78,9 @@ def run(
 
     Parameters
     ----------
-    inputs : str or iterable of str
+    inputs : str, path-like or iterable of them
         Files, folders, globs, associations, ``@list.txt``, URLs.
-    output : str
+    output : str or path-like
         Folder or URL of the outputs; the store is its ``program.zarr``.
     recipe : {"auto", "rows", "channels"} or Recipe
         What to do with each input; "auto" decides by file.
@@ -113,8 +115,9 @@ def run(
     """
     if isinstance(recipe, Recipe):
         recipes, recipe = {**(recipes or {}), recipe.name: recipe}, recipe.name
-    given = [inputs] if isinstance(inputs, str) else list(inputs)
-    plan = make_plan(given, output, recipe=recipe, recipes=recipes, layout=layout, keep=keep)
+    given = [inputs] if isinstance(inputs, str | PathLike) else inputs
+    output = fspath(output)
+    plan = make_plan([fspath(path) for path in given], output, recipe=recipe, recipes=recipes, layout=layout, keep=keep)
     return run_plan(
         plan, output, client=client, cluster=cluster, workers=workers, overwrite=overwrite, progress=progress
     )
@@ -143,7 +146,7 @@ def run_plan(
         return result
     with connected(client, cluster, workers, len(left)) as here:
         in_flight = _IN_FLIGHT_PER_THREAD * check_workers(here)
-        submit = _submitter(here, work, url)
+        submit = _submitter(here, work, url, fresh=overwrite)
         _collect(fan_out(here, submit, left, in_flight=in_flight), result, store, len(left), progress)
     return result
 
@@ -190,9 +193,10 @@ def run_partition(
     return result
 
 
-def store_url(output: str) -> str:
-    """Path or URL of the store of an output folder."""
-    return f"{output.rstrip('/')}/{STORE_NAME}"
+def store_url(output: str | PathLike[str]) -> str:
+    """Path or URL of the store of an output folder; absolute, as a worker may run in another folder."""
+    folder = fspath(output)
+    return f"{folder.rstrip('/') if is_remote(folder) else Path(folder).absolute()}/{STORE_NAME}"
 
 
 def plan_index(plan: Sequence[Exposure]) -> dict[str, object]:
@@ -244,7 +248,9 @@ def connected(client: Client | None, cluster: str, workers: int | None, n_exposu
         yield started
 
 
-def _submitter(client: Client, work: Mapping[str, str], url: str) -> Callable[[Exposure], Future]:
+def _submitter(
+    client: Client, work: Mapping[str, str], url: str, *, fresh: bool = False
+) -> Callable[[Exposure], Future]:
     """Submit an exposure's tasks; gives the last one."""
     # Keys of an earlier run into the same scheduler must not answer for this one.
     token = uuid4().hex[:8]
@@ -253,7 +259,7 @@ def _submitter(client: Client, work: Mapping[str, str], url: str) -> Callable[[E
         measured: Future | None = None
         if work[exposure.name] == "measure":
             key = f"measure-{token}-{exposure.name}"
-            measured = client.submit(measure, exposure, url, version("skylevel"), key=key, pure=False)
+            measured = client.submit(measure, exposure, url, version("skylevel"), fresh=fresh, key=key, pure=False)
         return client.submit(export, exposure, measured, url, key=f"export-{token}-{exposure.name}", pure=False)
 
     return submit

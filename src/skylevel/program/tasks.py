@@ -92,13 +92,13 @@ def task(
     return tenacity.retry(
         retry=tenacity.retry_if_exception(is_transient),
         stop=tenacity.stop_after_attempt(_ATTEMPTS),
-        wait=tenacity.wait_exponential_jitter(initial=0.2, max=5.0),
+        wait=tenacity.wait_random_exponential(multiplier=0.5, max=5.0),
         reraise=True,
     )(function)
 
 
 @task
-def measure(exposure: Exposure, store_url: str, client_version: str) -> Record:
+def measure(exposure: Exposure, store_url: str, client_version: str, *, fresh: bool = False) -> Record:
     """Read an exposure, measure it, and store what was measured.
 
     Parameters
@@ -107,6 +107,8 @@ def measure(exposure: Exposure, store_url: str, client_version: str) -> Record:
     store_url : str
     client_version : str
         Of skylevel, where the plan was made.
+    fresh : bool
+        Detect sources again, whatever mask is stored.
 
     Returns
     -------
@@ -124,7 +126,7 @@ def measure(exposure: Exposure, store_url: str, client_version: str) -> Record:
         frame = _load(exposure)
         record.say(f"read {_described(frame)}")
     with record.stage("measure"):
-        estimate = _estimate(exposure, frame, store)
+        estimate = _estimate(exposure, frame, None if fresh else store)
         record.say(_finding(exposure, estimate))
     with record.stage("store"):
         store.write_estimate(exposure.name, estimate, _attributes(exposure, frame, estimate, record))
@@ -195,13 +197,14 @@ def _described(frame: xr.Dataset) -> str:
     return f"{frame.sizes['y']} x {frame.sizes['x']} pixels, colour filters {pattern}"
 
 
-def _estimate(exposure: Exposure, frame: xr.Dataset, store: ProgramStore) -> xr.Dataset:
+def _estimate(exposure: Exposure, frame: xr.Dataset, store: ProgramStore | None) -> xr.Dataset:
+    """What is measured of a frame, from the mask in `store` where one holds."""
     recipe = exposure.recipe
     if isinstance(recipe, Channels):
         return estimate_channels(frame, recipe)
     assert isinstance(recipe, Rows)
-    stored = store.read_attributes(exposure.name) or {}
-    if stored.get("mask_key") == exposure.mask_key:
+    stored = store.read_attributes(exposure.name) if store else None
+    if store and stored and stored.get("mask_key") == exposure.mask_key:
         detection = store.read_estimate(exposure.name).load().drop_attrs()
         return estimate_rows(frame, recipe, detection=detection)
     return estimate_rows(frame, recipe)

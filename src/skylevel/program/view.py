@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from dataclasses import dataclass
+from os import PathLike
 from typing import Any
 
 import xarray as xr
@@ -23,7 +24,7 @@ class ExposureState:
     reason: str = ""
 
 
-def program_status(output: str) -> list[ExposureState]:
+def program_status(output: str | PathLike[str]) -> list[ExposureState]:
     """The state of every exposure of a program's last plan, from the store alone.
 
     Raises
@@ -45,12 +46,12 @@ def program_status(output: str) -> list[ExposureState]:
     return states
 
 
-def open_program(output: str) -> xr.DataTree:
+def open_program(output: str | PathLike[str]) -> xr.DataTree:
     """What was measured, across exposures, lazily.
 
     Parameters
     ----------
-    output : str
+    output : str or path-like
         Folder or URL of a program's outputs.
 
     Returns
