@@ -110,7 +110,8 @@ def run(inputs: tuple[str, ...], output: str, **options: Any) -> int:
         return _print_plan(plan, output)
     with _reporting(output, quiet=options["quiet"]) as progress:
         if options["partition"]:
-            result = run_partition(plan, output, *_share(options["partition"]), progress=progress)
+            share = _share(options["partition"])
+            result = run_partition(plan, output, *share, overwrite=options["overwrite"], progress=progress)
         else:
             where = {key: options[key] for key in ("cluster", "workers", "overwrite")}
             result = run_plan(plan, output, progress=progress, **where)

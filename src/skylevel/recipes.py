@@ -15,6 +15,9 @@ from typing import Any, ClassVar, Literal, Self
 
 from skylevel.errors import SettingsError
 
+# The factors under which the notebook's author found white-light images smoothest.
+NOTEBOOK_NORMS = {"R": 1.34, "G": 1.0, "B": 1.25}
+
 Stage = Literal["mask", "level", "product"]
 
 ROWS_NOTEBOOK = "notebook: JWST NIRCam row-by-row background subtraction (Hsieh 2024)"
@@ -62,8 +65,8 @@ class Recipe:
     def preset(cls, name: str) -> Self:
         """The recipe under a well-known name; ``"notebook"`` is the default settings."""
         if name not in cls.presets:
-            known = list(cls.presets)
-            raise SettingsError(f"{cls.name}: unknown preset {name!r}; known: {', '.join(known)}{_nearest(name, known)}")
+            known = ", ".join(cls.presets) + _nearest(name, list(cls.presets))
+            raise SettingsError(f"{cls.name}: unknown preset {name!r}; known: {known}")
         return cls(**cls.presets[name])
 
     def replace(self, settings: Mapping[str, Any]) -> Self:
@@ -165,7 +168,7 @@ class Channels(Recipe):
     estimator: str = field(default="mode", metadata=_knob(
         "A box's background: its mode (3 median - 2 mean), median or mean, after clipping.",
         choices=("mode", "median", "mean"), stage="level", source=CHANNELS_NOTEBOOK))
-    norms: Mapping[str, float] = field(default_factory=lambda: {"R": 1.34, "G": 1.0, "B": 1.25}, hash=False, metadata=_knob(
+    norms: Mapping[str, float] = field(default_factory=lambda: dict(NOTEBOOK_NORMS), hash=False, metadata=_knob(
         "Factor on each colour after its background is subtracted; 1 for a colour not named.",
         above=0.0, stage="level", source=CHANNELS_NOTEBOOK))
     method: str = field(default="filled", metadata=_knob(

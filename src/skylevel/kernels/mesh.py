@@ -199,12 +199,9 @@ class _Moments:
         lose its digits, and is summed anew.
         """
         old_lo, old_hi = self.lo[rows], self.hi[rows]
-        leaving = [
-            below + above
-            for below, above in zip(
-                _gathered_sums(self._tables, rows, old_lo, lo), _gathered_sums(self._tables, rows, hi, old_hi), strict=True
-            )
-        ]
+        below = _gathered_sums(self._tables, rows, old_lo, lo)
+        above = _gathered_sums(self._tables, rows, hi, old_hi)
+        leaving = [b + a for b, a in zip(below, above, strict=True)]
         light = (lo >= old_lo) & (hi <= old_hi) & (leaving[1] <= 0.5 * self._sums[1][rows])
         for table, total, part in zip(self._tables, self._sums, leaving, strict=True):
             total[rows] -= part
@@ -224,7 +221,8 @@ def _count_finite(values: NDArray[np.number]) -> Int:
     """How many values of each sorted row are not NaN."""
     if not np.isnan(values[:, -1]).any():
         return np.full(len(values), values.shape[1], np.intp)
-    return np.count_nonzero(values == values, axis=1)  # noqa: PLR0124 (NaN alone differs from itself)
+    # NaN alone differs from itself.
+    return np.count_nonzero(values == values, axis=1)
 
 
 def _median(values: NDArray[np.number], lo: Int, hi: Int, rows: Int | None = None) -> Float:

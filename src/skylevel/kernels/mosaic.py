@@ -18,7 +18,6 @@ from skylevel.kernels.mesh import (
     Surface,
     clipped_statistics,
     gather_boxes,
-    weighted_sum,
 )
 from skylevel.kernels.sources import gaussian_taps
 from skylevel.kernels.tile import Tile

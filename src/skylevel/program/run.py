@@ -178,18 +178,24 @@ def export_program(
 
 
 def run_partition(
-    plan: Sequence[Exposure], output: str, index: int, count: int, *, progress: Progress | None = None
+    plan: Sequence[Exposure],
+    output: str,
+    index: int,
+    count: int,
+    *,
+    overwrite: bool = False,
+    progress: Progress | None = None,
 ) -> ProgramResult:
     """Do one of `count` shares of a plan in this process, without a scheduler: an element of a job array."""
+    share = partition(plan, index, count)
     url = store_url(output)
     store = ProgramStore(url)
     store.write_plan(plan_index(plan))
-    share = partition(plan, index, count)
-    work = work_left(share, store)
+    work = {exposure.name: "measure" for exposure in share} if overwrite else work_left(share, store)
     result = ProgramResult(output, skipped=[name for name, what in work.items() if what == "nothing"])
     left = [exposure for exposure in share if work[exposure.name] != "nothing"]
     log.info("share %d of %d: %d exposures, %d done already", index, count, len(share), len(result.skipped))
-    _collect(_in_this_process(left, work, url), result, store, len(left), progress)
+    _collect(_in_this_process(left, work, url, fresh=overwrite), result, store, len(left), progress)
     return result
 
 
@@ -266,11 +272,13 @@ def _submitter(
 
 
 def _in_this_process(
-    exposures: Iterable[Exposure], work: Mapping[str, str], url: str
+    exposures: Iterable[Exposure], work: Mapping[str, str], url: str, *, fresh: bool
 ) -> Iterator[tuple[Exposure, Record | Exception]]:
     for exposure in exposures:
         try:
-            measured = measure(exposure, url, version("skylevel")) if work[exposure.name] == "measure" else None
+            measured = None
+            if work[exposure.name] == "measure":
+                measured = measure(exposure, url, version("skylevel"), fresh=fresh)
             yield exposure, export(exposure, measured, url)
         except Exception as error:
             yield exposure, error
