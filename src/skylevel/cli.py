@@ -2,15 +2,14 @@
 
 import logging
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 
 from skylevel import __version__
 from skylevel.errors import SettingsError, SkylevelError
@@ -41,6 +40,10 @@ def main() -> None:
         status = WRONG
     except SkylevelError as error:
         errors.print(f"skylevel: {error}", markup=False)
+        status = WRONG
+    except OSError as error:
+        # Such as an output folder that cannot be made.
+        errors.print(f"skylevel: {' '.join(str(error).split())}", markup=False)
         status = WRONG
     except (KeyboardInterrupt, click.Abort):
         errors.print("skylevel: stopped. What is done is stored; run the same command again to do the rest.")
@@ -100,17 +103,18 @@ def _where_options(function: Callable[..., int]) -> Callable[..., int]:
 @_where_options
 def run(inputs: tuple[str, ...], output: str, **options: Any) -> int:
     """Level every INPUT: files, folders, globs, associations (*_asn.json), @list.txt, URLs."""
+    # Before the heavy imports: a mistake is answered at once.
+    recipes = _recipes(options["recipe"], options["preset"], options["config"], options["settings"])
+    share = _share(options["partition"])
     from skylevel.program.plan import make_plan
     from skylevel.program.run import run_partition, run_plan
 
-    recipes = _recipes(options["recipe"], options["preset"], options["config"], options["settings"])
     keep = [word.strip() for word in options["keep"].split(",") if word.strip()]
     plan = make_plan(inputs, output, recipe=options["recipe"], recipes=recipes, layout=options["layout"], keep=keep)
     if options["dry_run"]:
         return _print_plan(plan, output)
     with _reporting(output, quiet=options["quiet"]) as progress:
-        if options["partition"]:
-            share = _share(options["partition"])
+        if share:
             result = run_partition(plan, output, *share, overwrite=options["overwrite"], progress=progress)
         else:
             where = {key: options[key] for key in ("cluster", "workers", "overwrite")}
@@ -212,7 +216,9 @@ def _with_setting(recipes: Mapping[str, Recipe], setting: str) -> dict[str, Reci
     return {name: r.replace({field: value}) for name, r in (having or recipes).items()}
 
 
-def _share(text: str) -> tuple[int, int]:
+def _share(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
     index, _, count = text.partition("/")
     if not (index.isdigit() and count.isdigit()):
         raise SettingsError(f"--partition {text}: needs I/N, such as 3/16")
@@ -248,6 +254,17 @@ class _TerminalHandler(logging.Handler):
         errors.print(self.format(record), markup=False, style="red" if record.levelno >= logging.ERROR else None)
 
 
+class _LogFile(logging.FileHandler):
+    """A log that ends where the disk is full: what is done and what failed is on the terminal and in the store."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+        pass
+
+    def close(self) -> None:
+        with suppress(OSError):
+            super().close()
+
+
 def _terminal_handler(quiet: bool) -> logging.Handler:
     handler = _TerminalHandler(logging.ERROR if quiet else logging.INFO)
     handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", _TIME_FORMAT))
@@ -258,7 +275,7 @@ def _file_handlers(output: str) -> list[logging.Handler]:
     if "://" in output:
         return []
     Path(output).mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(Path(output, "skylevel.log"), encoding="utf-8")
+    handler = _LogFile(Path(output, "skylevel.log"), encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", _TIME_FORMAT))
     return [handler]
 
@@ -268,26 +285,31 @@ def _print_plan(plan: "list[Exposure]", output: str) -> int:
     from skylevel.program.run import store_url, work_left
 
     work = work_left(plan, ProgramStore(store_url(output)))
-    table = Table("exposure", "recipe", "size", "to do", "output", box=None, pad_edge=False)
+    rows = [("exposure", "recipe", "size", "to do", "output")]
     for exposure in plan:
         size = exposure.identity.get("size")
         mb = f"{size / 1e6:.1f} MB" if size else "?"
         todo = {"measure": "measure, export", "export": "export", "nothing": "-"}[work[exposure.name]]
-        table.add_row(exposure.name, exposure.recipe.name, mb, todo, exposure.outputs["levelled"])
-    console.print(table)
+        rows.append((exposure.name, exposure.recipe.name, mb, todo, exposure.outputs["levelled"]))
+    _print_columns(rows)
     return 0
 
 
 def _print_result(result: "ProgramResult") -> int:
     """Print the final table: done, failed with reasons, where the files are."""
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_row("done", str(len(result.done)))
-    if result.skipped:
-        table.add_row("done before", str(len(result.skipped)))
-    table.add_row("failed", str(len(result.failed)))
-    table.add_row("outputs", result.output)
-    table.add_row("store", result.store)
-    console.print(table)
+    before = [("done before", str(len(result.skipped)))] if result.skipped else []
+    done, failed = (str(len(some)) for some in (result.done, result.failed))
+    _print_columns(
+        [("done", done), *before, ("failed", failed), ("outputs", result.output), ("store", result.store)]
+    )
     for reason in result.failed.values():
         errors.print(f"failed: {reason}", markup=False)
     return FAILED if result.failed else 0
+
+
+def _print_columns(rows: Sequence[tuple[str, ...]]) -> None:
+    """Print a table whose paths stay whole, however narrow the terminal: they are there to be copied."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        console.print("  ".join(cells).rstrip(), markup=False)

@@ -81,25 +81,35 @@ def estimate_rows(frame: xr.Dataset, recipe: Rows, *, detection: xr.Dataset | No
         ``exclude_percentile`` () the exclusion that left a box.
     """
     sci = _variable(frame, "sci")
-    detection = _detect(sci, recipe) if detection is None else detection.drop_vars("row_level")
+    if detection is None:
+        detection = detect_rows(frame, estimate_background(frame, recipe), recipe)
     dim = stripe_dim(frame, recipe)
     levels = _levels(sci.data, detection["source_mask"].data, dim, recipe)
-    return detection.assign(row_level=((dim,), levels))
+    return detection.drop_vars("row_level", errors="ignore").assign(row_level=((dim,), levels))
 
 
-def _detect(sci: xr.DataArray, recipe: Rows) -> xr.Dataset:
-    """The source mask, and the background that found it."""
+def estimate_background(frame: xr.Dataset, recipe: Rows) -> xr.Dataset:
+    """The first step of `estimate_rows`: ``background``, ``background_rms`` and ``exclude_percentile``."""
+    sci = _variable(frame, "sci")
     box_size = clip_box_size(recipe.box_size, sci.shape)
     mesh = _row_mesh(sci.data, box_size, recipe)
     mesh_shape = _mesh_shape(sci.shape, box_size)
     return xr.Dataset(
         {
-            "source_mask": (("y", "x"), _source_mask(sci.data, mesh, box_size, recipe)),
             "background": (_MESH_DIMS, _field(mesh, 0, mesh_shape)),
             "background_rms": (_MESH_DIMS, _field(mesh, 1, mesh_shape)),
             "exclude_percentile": ((), _field(mesh, 2, (), np.float64)),
         }
     )
+
+
+def detect_rows(frame: xr.Dataset, background: xr.Dataset, recipe: Rows) -> xr.Dataset:
+    """The second step of `estimate_rows`: ``source_mask`` beside what `estimate_background` gave."""
+    sci = _variable(frame, "sci")
+    box_size = clip_box_size(recipe.box_size, sci.shape)
+    fields = [background[name].data for name in ("background", "background_rms", "exclude_percentile")]
+    mask = _source_mask(sci.data, fields, box_size, recipe)
+    return background.assign(source_mask=(("y", "x"), mask))
 
 
 def subtract_rows(frame: xr.Dataset, estimate: xr.Dataset) -> xr.DataArray:
@@ -306,7 +316,7 @@ def _finish_stacked(fields: NDArray[np.float64], settings: dict[str, Any]) -> Me
     return finish_mesh(BoxStatistics(*fields), **settings)
 
 
-def _source_mask(image: Any, mesh: Any, box_size: tuple[int, int], recipe: Rows) -> Any:
+def _source_mask(image: Any, fields: list[Any], box_size: tuple[int, int], recipe: Rows) -> Any:
     detect = {
         "threshold": recipe.threshold,
         "fwhm": recipe.kernel_fwhm,
@@ -314,9 +324,11 @@ def _source_mask(image: Any, mesh: Any, box_size: tuple[int, int], recipe: Rows)
         "box_size": box_size,
     }
     if not isinstance(image, da.Array):
-        return _mask_tile(Tile.whole(image), mesh, detect, recipe.n_pixels)
+        return _mask_tile(Tile.whole(image), Mesh(*fields), detect, recipe.n_pixels)
     # Whether a pixel stays is decided within n - 1 steps of it, and each of those pixels is smoothed.
     halo = recipe.n_pixels - 1 + recipe.kernel_size // 2
+    # Delayed, so that every tile's task refers to the one mesh.
+    mesh = delayed(Mesh)(*[gathered(da.asarray(field)) for field in fields])
     return map_tiles(_mask_tile, image, mesh, detect, recipe.n_pixels, halo=halo, dtype=np.bool_)
 
 

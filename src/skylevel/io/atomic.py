@@ -1,9 +1,24 @@
 """Output files appear whole or not at all."""
 
+import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+_ASIDE = ".tmp"
+
+
+def aside(path: Path) -> Path:
+    """A name beside `path`, for what is to take its place once it is whole."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}{_ASIDE}")
+
+
+def remove_asides(folder: Path, names: Collection[str]) -> None:
+    """Remove what writers that were killed left in a folder on the way to these names; nothing may be writing them."""
+    for path in folder.glob(f".*{_ASIDE}"):
+        if path.name[1 : -len(f".{uuid.uuid4().hex}{_ASIDE}")] in names:
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -27,7 +42,7 @@ def replacing(output: Path) -> Iterator[Path]:
         The folder does not exist or cannot be written.
     """
     # Not tempfile: its files are readable by their owner alone, and the renamed output would stay so.
-    temporary = output.with_name(f".{uuid.uuid4().hex}.tmp")
+    temporary = aside(output)
     try:
         yield temporary
         temporary.replace(output)

@@ -9,7 +9,7 @@ import gzip
 import math
 import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -200,7 +200,28 @@ def _copy_in_kernel(hdu: Hdu, source: IO[bytes], target: IO[bytes]) -> int:
     return position
 
 
-def write_hdu(target: IO[bytes], header: fits.Header, pixels: NDArray[Any] | None = None) -> None:
+@dataclass(frozen=True, slots=True)
+class RowBlocks:
+    """An image that comes in blocks of rows, for one that is too large to hold.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        Of the whole image (y, x).
+    dtype : dtype
+    blocks : iterable of ndarray (y, x)
+        In order; together, the image.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    blocks: Iterable[NDArray[Any]]
+
+
+Image = NDArray[Any] | RowBlocks
+
+
+def write_hdu(target: IO[bytes], header: fits.Header, pixels: Image | None = None) -> None:
     """Append an HDU with its CHECKSUM and DATASUM.
 
     Parameters
@@ -209,7 +230,7 @@ def write_hdu(target: IO[bytes], header: fits.Header, pixels: NDArray[Any] | Non
         Can be sought: the header is written again once the sum of the pixels is known.
     header : Header
         Complete; the two cards are set in it.
-    pixels : ndarray, optional
+    pixels : ndarray or RowBlocks, optional
         In this machine's byte order, 4 or 8 bytes each, as `header` declares them.
 
     Notes
@@ -253,19 +274,20 @@ def _four_characters(byte: int) -> list[int]:
     return codes
 
 
-def _write_pixels(target: IO[bytes], pixels: NDArray[Any]) -> int:
+def _write_pixels(target: IO[bytes], pixels: Image) -> int:
     """Append a data unit, turned to big-endian in pieces that stay in the processor's cache; returns its datasum."""
-    flat = np.ascontiguousarray(pixels).reshape(-1)
-    step = PIECE // flat.itemsize
-    swapped = np.empty(step, flat.dtype.newbyteorder(">"))
-    total = 0
-    for first in range(0, flat.size, step):
-        piece = flat[first : first + step]
-        swapped[: piece.size] = piece
-        target.write(swapped[: piece.size].data)
-        # A word is the same number in either order, so the sum needs no swapping.
-        total += int(piece.view(np.uint32).sum(dtype=np.uint64))
-    target.write(bytes(_padded(flat.nbytes) - flat.nbytes))
+    total, n_bytes = 0, 0
+    swapped = np.empty(PIECE // pixels.dtype.itemsize, pixels.dtype.newbyteorder(">"))
+    for block in pixels.blocks if isinstance(pixels, RowBlocks) else [pixels]:
+        flat = np.ascontiguousarray(block, dtype=pixels.dtype).reshape(-1)
+        for first in range(0, flat.size, swapped.size):
+            piece = flat[first : first + swapped.size]
+            swapped[: piece.size] = piece
+            target.write(swapped[: piece.size].data)
+            # A word is the same number in either order, so the sum needs no swapping.
+            total += int(piece.view(np.uint32).sum(dtype=np.uint64))
+        n_bytes += flat.nbytes
+    target.write(bytes(_padded(n_bytes) - n_bytes))
     return _folded(total)
 
 
@@ -301,8 +323,13 @@ def require_image(pixels: Any, shape: tuple[int, ...]) -> None:
     """Refuse what cannot be written as the image of an exposure of that shape; see `as_stored`."""
     if not isinstance(pixels, np.ndarray):
         raise ShapeError(f"writing needs a NumPy array, not {type(pixels).__name__}: compute it first")
-    if pixels.shape != shape:
-        raise ShapeError(f"the image to write has shape {pixels.shape}, its exposure {shape}")
+    require_shape(pixels.shape, shape)
+
+
+def require_shape(found: tuple[int, ...], shape: tuple[int, ...]) -> None:
+    """Refuse an image of another shape than its exposure's."""
+    if found != shape:
+        raise ShapeError(f"the image to write has shape {found}, its exposure {shape}")
 
 
 def add_provenance(header: fits.Header, output: Path, cards: Sequence[Card], history: Sequence[str]) -> None:

@@ -116,6 +116,25 @@ def open_raw(path: str | Path) -> xr.Dataset:
     return xr.Dataset({"raw": (("y", "x"), mosaic)}, attrs=attrs)
 
 
+def peek_raw(path: str | Path) -> tuple[tuple[int, int], dict[str, Any]]:
+    """Shape (y, x) and the camera of a raw, without its pixels.
+
+    Raises
+    ------
+    UnreadableFrameError, UnsupportedFrameError
+        As `open_raw`, as far as the file's header shows.
+    """
+    source = str(Path(path).expanduser().absolute())
+    read_start(source)
+    try:
+        with rawpy.imread(source) as raw:
+            shape = (int(raw.sizes.height), int(raw.sizes.width))
+    except rawpy.LibRawError as error:
+        raise UnreadableFrameError(f"{source}: LibRaw says: {_cause(error)}") from error
+    name = _camera_name(source)
+    return shape, {"camera": name} if name else {}
+
+
 def _unpack(path: str) -> tuple[NDArray[np.uint16], dict[str, Any]]:
     """Read the visible pixels, and what LibRaw knows about them."""
     try:

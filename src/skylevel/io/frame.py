@@ -13,13 +13,14 @@ camera    ``raw`` uint16                                          `skylevel.io.c
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import xarray as xr
 from xarray.backends import BackendEntrypoint
 
 from skylevel.errors import SettingsError, UnreadableFrameError, UnsupportedFrameError
 from skylevel.io.blocks import FITS_MAGIC, read_start
-from skylevel.io.camera import open_raw
+from skylevel.io.camera import open_raw, peek_raw
 from skylevel.io.jwst import open_exposure
 
 FITS_SUFFIXES = (".fits", ".fit", ".fts", ".fits.gz", ".fit.gz", ".fts.gz")
@@ -71,6 +72,21 @@ def open_frame(path: str | os.PathLike[str], *, zero_point: float | None = None)
     """
     # Through xarray's own function, so that a frame is cached, copied and closed as any opened dataset.
     return xr.open_dataset(path, engine=SkylevelBackendEntrypoint, zero_point=zero_point)
+
+
+def peek_frame(path: str | os.PathLike[str]) -> tuple[tuple[int, int], dict[str, Any]]:
+    """Shape (y, x) and attributes of a frame, from its header alone.
+
+    Raises
+    ------
+    UnreadableFrameError, UnsupportedFrameError
+        As `open_frame`, as far as the header shows.
+    """
+    source = Path(path)
+    if read_start(source) != FITS_MAGIC:
+        return peek_raw(source)
+    frame = open_exposure(source)
+    return (frame.sizes["y"], frame.sizes["x"]), frame.attrs
 
 
 def _open(path: Path, zero_point: float | None) -> xr.Dataset:

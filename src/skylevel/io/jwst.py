@@ -22,6 +22,7 @@ zero_point_correction      the given zero point / PHOTMJSR
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,8 @@ from skylevel.io.atomic import replacing
 from skylevel.io.blocks import (
     Card,
     Hdu,
+    Image,
+    RowBlocks,
     add_provenance,
     announce_extensions,
     as_stored,
@@ -48,10 +51,11 @@ from skylevel.io.blocks import (
     read_hdus,
     require_image,
     require_other_file,
+    require_shape,
     write_hdu,
 )
 
-LevelledHdu = tuple[fits.Header, NDArray[Any] | None]
+LevelledHdu = tuple[fits.Header, Image | None]
 
 OBSERVATION_CARDS: Mapping[str, tuple[type, tuple[str, ...]]] = {
     "instrument": (str, ("INSTRUME",)),
@@ -314,7 +318,7 @@ def flux_per_pixel(frame: xr.Dataset, *, zero_point: float | None = None) -> xr.
 def write_full(
     output: str | Path,
     frame: xr.Dataset,
-    sci: NDArray[Any],
+    sci: Image,
     *,
     cards: Sequence[Card] = (),
     history: Sequence[str] = (),
@@ -327,7 +331,7 @@ def write_full(
         Replaced in one step once it is whole.
     frame : Dataset
         The exposure as `open_exposure` gave it; its file is read again for all that is kept.
-    sci : ndarray (y, x)
+    sci : ndarray (y, x) or RowBlocks
         The levelled image; stored as float32, or float64 where the input's image is.
     cards : sequence of (keyword, value, comment)
         Set in the primary header.
@@ -364,23 +368,26 @@ def write_full(
                 copy_hdu(hdu, stream, target)
 
 
-def _levelled_hdus(hdus: Sequence[Hdu], frame: xr.Dataset, sci: NDArray[Any]) -> dict[int, LevelledHdu]:
+def _levelled_hdus(hdus: Sequence[Hdu], frame: xr.Dataset, sci: Image) -> dict[int, LevelledHdu]:
     """Make header and pixels of the HDUs that differ: the primary, and the image's where that is another."""
     extension = frame.attrs["sci_extension"]
     pixels = _pixels(hdus, frame, sci)
     header = _image_header(hdus[extension])
-    header["BITPIX"] = -8 * pixels.itemsize
+    header["BITPIX"] = -8 * pixels.dtype.itemsize
     # The primary comes first, and is the image's own header where the image is in it.
     return {0: (hdus[0].header.copy(), None), extension: (header, pixels)}
 
 
-def _pixels(hdus: Sequence[Hdu], frame: xr.Dataset, sci: NDArray[Any]) -> NDArray[Any]:
-    """Bring the levelled image into the form in which it is stored, and the shape of the input's HDU."""
+def _pixels(hdus: Sequence[Hdu], frame: xr.Dataset, sci: Image) -> Image:
+    """Bring the levelled image into the type in which it is stored; the input's HDU may have leading axes of 1."""
     extension = frame.attrs["sci_extension"]
     if extension >= len(hdus) or not _is_plane(hdus[extension], frame["sci"].shape):
         raise ShapeError(f"{frame.attrs['path']}: changed since it was opened: its image has another shape")
     dtype = np.float64 if hdus[extension].header["BITPIX"] == -64 else np.float32
-    return as_stored(sci, frame["sci"].shape, dtype=dtype).reshape(hdus[extension].shape)
+    if isinstance(sci, RowBlocks):
+        require_shape(sci.shape, frame["sci"].shape)
+        return replace(sci, dtype=np.dtype(dtype))
+    return as_stored(sci, frame["sci"].shape, dtype=dtype)
 
 
 def _image_header(hdu: Hdu) -> fits.Header:
@@ -394,7 +401,7 @@ def _image_header(hdu: Hdu) -> fits.Header:
 def write_primary(
     output: str | Path,
     frame: xr.Dataset,
-    sci: NDArray[Any],
+    sci: Image,
     *,
     cards: Sequence[Card] = (),
     history: Sequence[str] = (),
@@ -406,11 +413,12 @@ def write_primary(
     output, source = Path(output), frame.attrs["path"]
     require_other_file(output, source)
     hdus, extension = read_hdus(source), frame.attrs["sci_extension"]
-    pixels = _pixels(hdus, frame, sci).reshape(sci.shape)
+    pixels = _pixels(hdus, frame, sci)
     header = _image_header(hdus[extension])
     if extension:
         header = hdus[0].header + header
-    hdu = fits.PrimaryHDU(pixels, header)
+    # The header alone is wanted, for an image of this shape and type.
+    hdu = fits.PrimaryHDU(np.broadcast_to(pixels.dtype.type(0), pixels.shape), header)
     add_provenance(hdu.header, output, cards, history)
     _write_single(output, hdu.header, pixels)
 
@@ -505,6 +513,6 @@ def _wcs_header(frame: xr.Dataset, *, sip: bool) -> fits.Header:
         return wcs.to_header(relax=True if sip else None)
 
 
-def _write_single(output: Path, header: fits.Header, pixels: NDArray[Any]) -> None:
+def _write_single(output: Path, header: fits.Header, pixels: Image) -> None:
     with replacing(output) as temporary, temporary.open("xb") as target:
         write_hdu(target, header, pixels)

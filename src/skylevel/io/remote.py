@@ -1,7 +1,8 @@
 """Files by path or URL: a remote input is fetched while it is read, a remote output is sent once it is whole."""
 
 import tempfile
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import fsspec
 
 from skylevel.errors import UnreadableFrameError
+from skylevel.io.atomic import remove_asides
 
 
 def is_remote(url: str) -> bool:
@@ -61,6 +63,15 @@ def local_output(url: str) -> Iterator[Path]:
         files, remote = file_system(url)
         # Not copied into an open remote file: closing that would make half a file whole.
         files.put_file(str(path), remote)
+
+
+def remove_leftovers(urls: Iterable[str]) -> None:
+    """Remove what workers that were killed left on the way to these outputs; nothing may be writing them."""
+    names: dict[Path, set[str]] = defaultdict(set)
+    for path in (Path(url) for url in urls if not is_remote(url)):
+        names[path.parent].add(path.name)
+    for folder in names:
+        remove_asides(folder, names[folder])
 
 
 def output_exists(url: str) -> bool:

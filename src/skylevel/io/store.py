@@ -16,12 +16,12 @@ there whole or not at all; elsewhere the attribute is written last.
 
 import json
 import shutil
-import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import dask
 import numpy as np
 import xarray as xr
 import zarr
@@ -29,7 +29,7 @@ from fsspec.implementations.local import LocalFileSystem
 from zarr.codecs import BloscCodec
 
 from skylevel.errors import StoreError
-from skylevel.io.atomic import replacing
+from skylevel.io.atomic import aside, remove_asides, replacing
 from skylevel.io.remote import file_system
 
 # Part of every key: a store of another format is measured anew.
@@ -60,7 +60,14 @@ class ProgramStore:
         except (ValueError, ImportError) as error:
             raise StoreError(f"{self.url}: {error}") from error
 
-    def write_estimate(self, name: str, estimate: xr.Dataset, attributes: Mapping[str, Any]) -> None:
+    def write_estimate(
+        self,
+        name: str,
+        estimate: xr.Dataset,
+        attributes: Mapping[str, Any],
+        *,
+        compute: Callable[[Any], Any] = dask.compute,
+    ) -> None:
         """Store what was measured of an exposure, replacing what stood there.
 
         Parameters
@@ -68,26 +75,28 @@ class ProgramStore:
         name : str
             The exposure's.
         estimate : Dataset
-            In memory.
+            In memory; or chunked, when each chunk is stored as it is.
         attributes : mapping
             Plain values; NaN and infinity are stored as null.
+        compute : callable
+            Writes the chunks of a chunked estimate, given the delayed writing.
         """
         # Coordinates are few and small, and Zarr v3 has no settled form for text: they are attributes.
         coordinates = {str(name): coordinate.values for name, coordinate in estimate.coords.items()}
         dataset = estimate.drop_vars(coordinates)
-        chunks = [f"{array}/c{'/0' * variable.ndim}" for array, variable in dataset.items()]
+        chunks = [f"{array}/c{key}" for array, variable in dataset.items() for key in _chunk_keys(variable)]
         dataset = dataset.assign_attrs(_plain({**attributes, "coordinates": coordinates, "chunks": chunks}))
         if not isinstance(self._files, LocalFileSystem):
-            _write_group(dataset, self._group_url(name))
+            _write_group(dataset, self._group_url(name), compute)
             zarr.open_group(self._group_url(name), mode="r+").attrs["complete"] = True
             return
         final = Path(self._root, "exposures", name)
-        aside = final.with_name(f".{name}.{uuid.uuid4().hex}")
+        new = aside(final)
         try:
-            _write_group(dataset.assign_attrs(complete=True), str(aside))
-            _replace_folder(aside, final)
+            _write_group(dataset.assign_attrs(complete=True), str(new), compute)
+            _replace_folder(new, final)
         finally:
-            shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(new, ignore_errors=True)
 
     def read_estimate(self, name: str) -> xr.Dataset:
         """What was measured of an exposure, lazily; its attributes are what `write_estimate` was given.
@@ -125,6 +134,13 @@ class ProgramStore:
             return []
         found = (str(path).rstrip("/").rsplit("/", 1)[-1] for path in self._files.ls(folder, detail=False))
         return sorted(name for name in found if not name.startswith("."))
+
+    def remove_leftovers(self, names: Collection[str]) -> None:
+        """Remove what workers that were killed left of these exposures; nothing may be writing them."""
+        if isinstance(self._files, LocalFileSystem):
+            remove_asides(Path(self._root, "exposures"), names)
+            for folder in ("failed", "exported"):
+                remove_asides(Path(self._root, folder), {f"{name}.json" for name in names})
 
     def write_plan(self, plan: Mapping[str, Any]) -> None:
         """Write the driver's index."""
@@ -188,8 +204,8 @@ class ProgramStore:
         if not isinstance(self._files, LocalFileSystem):
             self._files.pipe_file(target, text)
             return
-        with replacing(Path(target)) as aside:
-            aside.write_bytes(text)
+        with replacing(Path(target)) as new:
+            new.write_bytes(text)
 
     def _read_json(self, path: str) -> dict[str, Any] | None:
         try:
@@ -199,18 +215,35 @@ class ProgramStore:
         return value
 
 
-def _write_group(dataset: xr.Dataset, url: str) -> None:
-    """Every array is one chunk: it has one writer, and is read whole."""
+def _write_group(dataset: xr.Dataset, url: str, compute: Callable[[Any], Any]) -> None:
+    """Write each array, or each chunk of a chunked one, as one chunk: it has one writer."""
     encoding = {
-        name: {"compressors": _CODEC, "chunks": variable.shape} for name, variable in dataset.items() if variable.ndim
+        name: {"compressors": _CODEC, "chunks": _stored_chunks(variable)}
+        for name, variable in dataset.items()
+        if variable.ndim
     }
+    # Arrays in memory are written here and now; what is delayed is the chunks of the others.
     # Without empty chunks, one that holds nothing but the fill value would look like one that was lost.
-    dataset.to_zarr(url, mode="w", consolidated=False, zarr_format=3, encoding=encoding, write_empty_chunks=True)
+    writing = dataset.to_zarr(
+        url, mode="w", consolidated=False, zarr_format=3, encoding=encoding, compute=False, write_empty_chunks=True
+    )
+    if any(variable.chunks for variable in dataset.values()):
+        compute(writing)
+
+
+def _stored_chunks(variable: xr.DataArray) -> tuple[int, ...]:
+    return tuple(sizes[0] for sizes in variable.chunks) if variable.chunks else variable.shape
+
+
+def _chunk_keys(variable: xr.DataArray) -> Iterator[str]:
+    """Zarr's names of an array's stored chunks: an index for each dimension."""
+    counts = [len(sizes) for sizes in variable.chunks] if variable.chunks else [1] * variable.ndim
+    return ("".join(f"/{i}" for i in index) for index in np.ndindex(*counts))
 
 
 def _replace_folder(source: Path, target: Path) -> None:
     """Rename a folder over another. Between the two renamings neither is there, which reads as not measured."""
-    old = target.with_name(f".{target.name}.{uuid.uuid4().hex}.old")
+    old = aside(target)
     if target.exists():
         target.rename(old)
     source.rename(target)

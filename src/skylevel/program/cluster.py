@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
@@ -100,6 +101,12 @@ def check_workers(client: Client) -> int:
     return max(sum(client.nthreads().values()), asked_for)
 
 
+def worker_memory(client: Client) -> int:
+    """Bytes that the smallest worker may use; 0 where there is no limit."""
+    limits = [worker["memory_limit"] for worker in client.scheduler_info(n_workers=-1)["workers"].values()]
+    return min((int(limit) for limit in limits if limit), default=0)
+
+
 @contextmanager
 def _local(workers: int | None, n_exposures: int) -> Iterator[Client]:
     n_workers = max(1, min(workers or len(os.sched_getaffinity(0)), n_exposures))
@@ -159,9 +166,13 @@ def _slurm(jobs: int) -> Iterator[Client]:
 
 def _slurm_cluster() -> Any:
     """A dask-jobqueue cluster without jobs, by its own configuration."""
+    sigint = signal.getsignal(signal.SIGINT)
     try:
         from dask_jobqueue import SLURMCluster  # noqa: PLC0415 (an optional extra)
 
+        # Importing it makes Ctrl-C exit with status 0.
+        if signal.getsignal(signal.SIGINT) is not sigint:
+            signal.signal(signal.SIGINT, sigint)
         # Whoever reaches an open scheduler runs code as its owner: a certificate of this run's own keeps it closed,
         # unless Dask's configuration names one.
         return SLURMCluster(
@@ -228,7 +239,7 @@ def _queue_states(job_ids: Sequence[str]) -> str:
     asked = subprocess.run(command, capture_output=True, text=True, check=False)
     if asked.returncode and "Invalid job id" not in asked.stderr:
         return f"squeue: {_one_line(asked.stderr)}"
-    return ", ".join(asked.stdout.splitlines())
+    return ", ".join(asked.stdout.replace(" (None)", "").splitlines())
 
 
 def _last_words(cluster: Any) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from itertools import chain
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Literal
@@ -14,10 +15,12 @@ from uuid import uuid4
 from distributed import Client, Future, KilledWorker
 
 from skylevel.errors import SkylevelError, StoreError
-from skylevel.io.remote import is_remote, output_exists
+from skylevel.io.remote import is_remote, output_exists, remove_leftovers
 from skylevel.io.store import FORMAT, ProgramStore
-from skylevel.program.cluster import check_workers, connect
+from skylevel.program.cluster import check_workers, connect, worker_memory
 from skylevel.program.fan_out import fan_out
+from skylevel.program.forecast import Need, forecast, require_disk, too_large
+from skylevel.program.large import export_large, measure_large, require_possible
 from skylevel.program.plan import Exposure, make_plan, partition, summarize
 from skylevel.program.tasks import Record, export, measure
 from skylevel.recipes import Recipe
@@ -144,11 +147,37 @@ def run_plan(
     log.info("%d exposures: %d done already, to do: %s", len(plan), len(result.skipped), counts)
     if not left:
         return result
+    needs = forecast(left)
+    require_disk(needs, output)
     with connected(client, cluster, workers, len(left)) as here:
         in_flight = _IN_FLIGHT_PER_THREAD * check_workers(here)
+        large = _large(left, needs, worker_memory(here))
         submit = _submitter(here, work, url, fresh=overwrite)
-        _collect(fan_out(here, submit, left, in_flight=in_flight), result, store, len(left), progress)
+        small = [exposure for exposure in left if exposure not in large]
+        outcomes = chain(fan_out(here, submit, small, in_flight=in_flight), _run_large(here, large, work, url))
+        _collect(outcomes, result, store, len(left), progress)
     return result
+
+
+def _large(exposures: Sequence[Exposure], needs: Mapping[str, Need], available: int) -> list[Exposure]:
+    """The exposures that no worker can hold."""
+    names = too_large(needs, available)
+    large = [exposure for exposure in exposures if exposure.name in names]
+    for exposure in large:
+        require_possible(exposure, needs[exposure.name].memory, available)
+    return large
+
+
+def _run_large(
+    client: Client, exposures: Sequence[Exposure], work: Mapping[str, str], url: str
+) -> Iterator[tuple[Exposure, Record | Exception]]:
+    """One after another, each with all workers."""
+    for exposure in exposures:
+        try:
+            measured = measure_large(client, exposure, url) if work[exposure.name] == "measure" else None
+            yield exposure, client.submit(export_large, exposure, measured, url, pure=False).result()
+        except Exception as error:
+            yield exposure, error
 
 
 def export_program(
@@ -168,7 +197,7 @@ def export_program(
     result = ProgramResult(output)
     for exposure in plan:
         if exposure not in measured:
-            result.failed[exposure.name] = "not measured yet: run the program again"
+            result.failed[exposure.name] = f"{exposure.source}: not measured yet: run the program again"
     if measured:
         with connect(cluster, workers=workers, n_exposures=len(measured)) as client:
             in_flight = _IN_FLIGHT_PER_THREAD * check_workers(client)
@@ -221,7 +250,7 @@ def read_plan(store: ProgramStore) -> list[Exposure]:
     """
     try:
         return [Exposure.from_dict(values) for values in store.read_plan()["exposures"]]
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise StoreError(f"{store.url}: its plan.json is damaged: {error}") from error
 
 
@@ -293,6 +322,7 @@ def _collect(
 ) -> None:
     """Log and keep each exposure's outcome as it comes."""
     failed_before = store.failures()
+    worked: list[Exposure] = []
     for count, (exposure, outcome) in enumerate(outcomes, 1):
         if isinstance(outcome, Record):
             result.done.append(outcome)
@@ -304,9 +334,20 @@ def _collect(
             reason = _reason(exposure, outcome)
             result.failed[exposure.name] = reason
             _log_at(time.time(), logging.ERROR, f"{exposure.name}: failed: {reason}")
-            store.write_failure(exposure.name, reason)
+            _remember_failure(store, exposure.name, reason)
+        worked.append(exposure)
         if progress:
             progress(count, total)
+    store.remove_leftovers({exposure.name for exposure in worked})
+    remove_leftovers(url for exposure in worked for url in exposure.outputs.values())
+
+
+def _remember_failure(store: ProgramStore, name: str, reason: str) -> None:
+    """Keep the reason for a later look; without, where the disk is full that failed the exposure."""
+    try:
+        store.write_failure(name, reason)
+    except OSError as error:
+        log.warning("%s: the reason is not kept: %s", name, error)
 
 
 def _reason(exposure: Exposure, error: BaseException) -> str:

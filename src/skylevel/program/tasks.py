@@ -21,7 +21,7 @@ import xarray as xr
 
 from skylevel.errors import ClusterError, UnsupportedFrameError
 from skylevel.io import camera, jwst
-from skylevel.io.blocks import Card
+from skylevel.io.blocks import Card, Image
 from skylevel.io.frame import open_frame
 from skylevel.io.remote import local_input, local_output
 from skylevel.io.store import ProgramStore
@@ -129,7 +129,7 @@ def measure(exposure: Exposure, store_url: str, client_version: str, *, fresh: b
         estimate = _estimate(exposure, frame, None if fresh else store)
         record.say(_finding(exposure, estimate))
     with record.stage("store"):
-        store.write_estimate(exposure.name, estimate, _attributes(exposure, frame, estimate, record))
+        store.write_estimate(exposure.name, estimate, attributes(exposure, frame, _levels_metrics(estimate), record))
     return record
 
 
@@ -231,8 +231,8 @@ def _percentile(exposure: Exposure) -> float:
     return float(exposure.recipe.to_dict()["exclude_percentile"])
 
 
-def _attributes(exposure: Exposure, frame: xr.Dataset, estimate: xr.Dataset, record: Record) -> dict[str, Any]:
-    """Provenance and metrics, as the store keeps them."""
+def attributes(exposure: Exposure, frame: xr.Dataset, found: dict[str, Any], record: Record) -> dict[str, Any]:
+    """Provenance and metrics of an exposure, as the store keeps them; `found` joins the metrics."""
     return {
         "key": exposure.key,
         "mask_key": exposure.mask_key,
@@ -241,7 +241,7 @@ def _attributes(exposure: Exposure, frame: xr.Dataset, estimate: xr.Dataset, rec
         "settings": exposure.recipe.to_dict(),
         "source": {"path": exposure.source, **exposure.identity},
         "facts": {key: value for key, value in frame.attrs.items() if key not in _NOT_FACTS},
-        "metrics": record.metrics() | _levels_metrics(estimate),
+        "metrics": record.metrics() | found,
         "skylevel_version": version("skylevel"),
     }
 
@@ -270,15 +270,22 @@ def _provenance(exposure: Exposure) -> tuple[list[Card], list[str]]:
 
 
 def _write_levelled(path: Path, exposure: Exposure, frame: xr.Dataset, estimate: xr.Dataset) -> None:
+    if isinstance(exposure.recipe, Channels):
+        write_levelled(path, exposure, frame, subtract_channels(frame, estimate, exposure.recipe).to_numpy())
+    else:
+        write_levelled(path, exposure, frame, subtract_rows(frame, estimate).to_numpy())
+
+
+def write_levelled(path: Path, exposure: Exposure, frame: xr.Dataset, levelled: Image) -> None:
+    """Write a levelled image as the exposure's main output, with its provenance."""
     cards, history = _provenance(exposure)
-    recipe = exposure.recipe
-    if isinstance(recipe, Channels):
-        mosaic = subtract_channels(frame, estimate, recipe).to_numpy()
-        camera.write_mosaic(path, frame, mosaic, cards=cards, history=history, layout=exposure.layout)
+    if isinstance(exposure.recipe, Channels):
+        assert isinstance(levelled, np.ndarray)
+        camera.write_mosaic(path, frame, levelled, cards=cards, history=history, layout=exposure.layout)
         return
     write = jwst.write_full if exposure.layout == "full" else jwst.write_primary
     with _own_source(exposure, frame) as frame_here:
-        write(path, frame_here, subtract_rows(frame, estimate).to_numpy(), cards=cards, history=history)
+        write(path, frame_here, levelled, cards=cards, history=history)
 
 
 @contextmanager

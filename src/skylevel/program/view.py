@@ -1,6 +1,8 @@
 """Look at a program through its store: its state, and what was measured across exposures."""
 
+import math
 from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any
@@ -57,9 +59,9 @@ def open_program(output: str | PathLike[str]) -> xr.DataTree:
     Returns
     -------
     DataTree
-        A node for each kind of exposure: ``/<detector>/<filter>``, or for raws ``/<camera>``; where frames of several
-        shapes stand side by side, ``/<detector>/<filter>/<shape>``. Each is a Dataset with the dimension `exposure`
-        and the exposures' names and header facts as coordinates.
+        A node for each kind of exposure: ``/<detector>/<filter>``, or for raws ``/<camera>``; where what was measured
+        differs in its shape, ``/<detector>/<filter>/<shape>``. Each is a Dataset with the dimension `exposure` and the
+        exposures' names and header facts as coordinates; a fact that only some headers have is empty or NaN elsewhere.
 
     Raises
     ------
@@ -67,14 +69,24 @@ def open_program(output: str | PathLike[str]) -> xr.DataTree:
         No exposure is measured there.
     """
     store = ProgramStore(store_url(output))
-    groups: dict[str, list[xr.Dataset]] = defaultdict(list)
+    groups: dict[str, list[_Measured]] = defaultdict(list)
     for name in store.names():
         attributes = store.read_attributes(name)
         if attributes is not None:
-            groups[_node(attributes["facts"])].append(_labelled(store.read_estimate(name), name, attributes["facts"]))
+            estimate = store.read_estimate(name).chunk().drop_attrs()
+            groups[_node(attributes["facts"])].append(_Measured(name, attributes["facts"], estimate))
     if not groups:
         raise StoreError(f"{store.url}: holds no measured exposure")
     return xr.DataTree.from_dict(dict(_nodes(groups)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """One exposure's name, header facts and estimate."""
+
+    name: str
+    facts: dict[str, Any]
+    estimate: xr.Dataset
 
 
 def _node(facts: dict[str, Any]) -> str:
@@ -82,24 +94,35 @@ def _node(facts: dict[str, Any]) -> str:
     return "/".join(str(part).replace("/", "-") for part in parts if part) or "unknown"
 
 
-def _labelled(estimate: xr.Dataset, name: str, facts: dict[str, Any]) -> xr.Dataset:
-    labels = {key: ("exposure", [facts[key]]) for key in _COORDINATES if key in facts}
-    lazily = estimate.chunk().drop_attrs().expand_dims(exposure=[name])
-    return lazily.assign_coords(labels).assign_attrs(unit=facts.get("unit", ""))
-
-
-def _nodes(groups: dict[str, list[xr.Dataset]]) -> list[tuple[str, xr.Dataset]]:
-    nodes = []
-    for node, estimates in groups.items():
-        by_shape: dict[str, list[xr.Dataset]] = defaultdict(list)
-        for estimate in estimates:
-            by_shape[_shape(estimate)].append(estimate)
+def _nodes(groups: dict[str, list[_Measured]]) -> Iterator[tuple[str, xr.Dataset]]:
+    for node, exposures in groups.items():
+        by_shape: dict[str, list[_Measured]] = defaultdict(list)
+        for exposure in exposures:
+            by_shape[_shape(exposure.estimate)].append(exposure)
         for shape, alike in by_shape.items():
-            path = node if len(by_shape) == 1 else f"{node}/{shape}"
-            nodes.append((f"/{path}", xr.concat(alike, dim="exposure", join="exact", combine_attrs="drop_conflicts")))
-    return nodes
+            yield f"/{node}" if len(by_shape) == 1 else f"/{node}/{shape}", _stacked(alike)
 
 
 def _shape(estimate: xr.Dataset) -> str:
+    """Text that estimates share which can be stacked: size of the frame and the mesh, direction or channels."""
     sizes = estimate.sizes
-    return f"{sizes['y']}x{sizes['x']}" if "y" in sizes else f"mesh{sizes['mesh_y']}x{sizes['mesh_x']}"
+    frame = [f"{sizes['y']}x{sizes['x']}"] if "y" in sizes else []
+    columns = ["columns"] if "row_level" in estimate and "x" in estimate["row_level"].dims else []
+    channels = ["".join(estimate["channel"].values)] if "channel" in estimate else []
+    return "-".join([*frame, f"mesh{sizes['mesh_y']}x{sizes['mesh_x']}", *columns, *channels])
+
+
+def _stacked(alike: Sequence[_Measured]) -> xr.Dataset:
+    estimates = [exposure.estimate.expand_dims(exposure=[exposure.name]) for exposure in alike]
+    stacked = xr.concat(estimates, dim="exposure", join="exact")
+    known = [key for key in _COORDINATES if any(key in exposure.facts for exposure in alike)]
+    labels = {key: ("exposure", _fact(key, alike)) for key in known}
+    units = {exposure.facts.get("unit", "") for exposure in alike}
+    return stacked.assign_coords(labels).assign_attrs(unit=units.pop() if len(units) == 1 else "")
+
+
+def _fact(key: str, exposures: Sequence[_Measured]) -> list[Any]:
+    """A fact of each exposure; where its header does not have it, NaN for a number and else nothing."""
+    values = [exposure.facts.get(key) for exposure in exposures]
+    is_text = any(isinstance(value, str) for value in values)
+    return [("" if is_text else math.nan) if value is None else value for value in values]
