@@ -1,0 +1,98 @@
+"""Programs on disk for the tests of the run path: small exposures and raws, the command line, and what it left."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from astropy.io import fits
+
+from scenes import make_image, make_mosaic
+from skylevel import demo
+
+SKYLEVEL = Path(sys.executable).with_name("skylevel")
+SHAPE = (160, 200)
+
+
+def write_exposure(
+    path: Path, seed: int = 0, *, shape: tuple[int, int] = SHAPE, cards: Mapping[str, Any] | None = None, **scene: Any
+) -> Path:
+    """A JWST exposure with SCI, ERR and DQ; `cards` go into the primary header, `scene` to `make_image`."""
+    image = make_image(shape, seed=seed, **scene).image
+    observation = {
+        "INSTRUME": "NIRCAM", "DETECTOR": "NRCA1", "FILTER": "F200W", "FASTAXIS": -1, "FILENAME": path.name,
+        "EFFEXPTM": 107.4, "DATE-BEG": f"2024-01-01T00:00:{seed % 60:02d}",
+    }  # fmt: skip
+    primary = fits.PrimaryHDU(header=fits.Header(list((observation | dict(cards or {})).items())))
+    planes = {"SCI": image, "ERR": np.full_like(image, 0.02), "DQ": np.isnan(image).astype(np.uint32)}
+    hdus = fits.HDUList([primary, *(fits.ImageHDU(plane, name=name) for name, plane in planes.items())])
+    hdus["SCI"].header["BUNIT"] = "MJy/sr"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    hdus.writeto(path)
+    return path
+
+
+def write_exposures(folder: Path, count: int, **settings: Any) -> list[Path]:
+    """Exposures that differ in their seeds: ``e00.fits``, ``e01.fits`` ..."""
+    return [write_exposure(folder / f"e{i:02d}.fits", i, **settings) for i in range(count)]
+
+
+def write_raw(path: Path, seed: int = 0, *, shape: tuple[int, int] = (240, 260)) -> Path:
+    """A camera raw: an RGGB night sky as a DNG."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    demo._write_dng(path, make_mosaic(shape, seed=seed), datetime(2024, 8, 12, 1, 0, seed % 60))
+    return path
+
+
+def write_truncated(path: Path) -> Path:
+    """An exposure whose second half is missing."""
+    write_exposure(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    return path
+
+
+def skylevel(*arguments: object, env: Mapping[str, str] | None = None, timeout: float = 240) -> Any:
+    """Run the command line as a user does; a traceback fails the test, whatever the command was."""
+    process = start_skylevel(*arguments, env=env)
+    return finish(process, timeout=timeout)
+
+
+def start_skylevel(*arguments: object, env: Mapping[str, str] | None = None, **options: Any) -> subprocess.Popen[str]:
+    """Start the command line; its standard output and error are pipes."""
+    command = [str(SKYLEVEL), *map(str, arguments)]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env={**os.environ, **(env or {})}, **pipes, **options)
+
+
+def finish(process: subprocess.Popen[str], *, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    """Wait for the command line; a traceback fails the test, whatever the command was."""
+    try:
+        out, err = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        out, err = process.communicate()
+        raise AssertionError(f"no end within {timeout} s:\n{out}\n{err}") from None
+    assert "Traceback" not in out + err, f"{out}\n{err}"
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def image_of(path: Path | str) -> np.ndarray:
+    """The levelled image of an output: of SCI, or else of the only HDU that has pixels."""
+    with fits.open(path) as hdus:
+        (image,) = [hdu for hdu in hdus if hdu.name == "SCI" or (len(hdus) < 3 and hdu.data is not None)]
+        return np.array(image.data)
+
+
+def pixels_of(folder: Path | str) -> dict[str, bytes]:
+    """The bytes of every levelled image in a folder, by file name."""
+    return {path.name: image_of(path).tobytes() for path in sorted(Path(folder).glob("*.fits"))}
+
+
+def stamps(folder: Path) -> dict[str, tuple[int, int]]:
+    """Time of change and inode of every file below a folder, by its path there: whether anything was written."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.stat().st_ino) for path in files}

@@ -1,0 +1,584 @@
+"""Runs of whole programs on real files and real workers: every readable file levelled, every other one named."""
+
+import asyncio
+import errno
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pytest
+import zarr
+from astropy.io import fits
+from distributed import Client, Future
+
+import skylevel as sl
+from programs import image_of, pixels_of, stamps, write_exposure, write_exposures, write_raw, write_truncated
+from skylevel.errors import ClusterError, StoreError, UnreadableFrameError
+from skylevel.io.store import ProgramStore
+from skylevel.level import estimate_rows
+from skylevel.program.fan_out import fan_out
+from skylevel.program.plan import Exposure, make_plan
+from skylevel.program.run import ProgramResult, export_program, run_partition
+from skylevel.program.tasks import Record, is_transient, measure, require_version, task
+from skylevel.program.view import program_status
+
+GOOD = ("e00", "e01", "e02", "night1", "night2")
+BAD = {
+    "cut": "cut.fits: HDU 2: the file is cut short",
+    "damaged": "damaged.dng: is neither FITS nor a raw that LibRaw knows",
+    "dark": "dark.fits: ",
+    "empty": "empty.fits: the file is empty",
+    "empty_raw": "empty_raw.arw: the file is empty",
+    "text": "text.fits: is named as FITS but does not begin as FITS",
+}
+
+
+def write_program(folder: Path) -> Path:
+    """Both kinds of exposure, and files that cannot be levelled, each for another reason."""
+    write_exposures(folder, 3)
+    write_raw(folder / "night1.dng", 1)
+    write_raw(folder / "night2.dng", 2)
+    write_truncated(folder / "cut.fits")
+    write_exposure(folder / "dark.fits", nan_fraction=1.0)
+    (folder / "damaged.dng").write_bytes(bytes(range(256)) * 30)
+    (folder / "empty.fits").touch()
+    (folder / "empty_raw.arw").touch()
+    (folder / "text.fits").write_text("This is no FITS file.\n" * 200)
+    (folder / "folder.fits").mkdir()
+    return folder
+
+
+@dataclass
+class Program:
+    """A program that was run once; `folder` and `output` are read only."""
+
+    folder: Path
+    output: Path
+    result: ProgramResult
+    log: list[str]
+    progress: list[tuple[int, int]]
+
+
+class _Lines(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory, client: Client) -> Program:
+    root = tmp_path_factory.mktemp("program")
+    folder, output = write_program(root / "in"), root / "out"
+    heard, progress = _Lines(), []
+    logger = logging.getLogger("skylevel")
+    logger.addHandler(heard)
+    logger.setLevel(logging.INFO)
+    try:
+        result = sl.run(folder, output, client=client, progress=lambda *counts: progress.append(counts))
+    finally:
+        logger.removeHandler(heard)
+        logger.setLevel(logging.NOTSET)
+    return Program(folder, output, result, heard.lines, progress)
+
+
+@pytest.fixture
+def copied(program: Program, tmp_path: Path) -> Program:
+    """The good files of the program, as if they had been run here: to change and run again."""
+    folder, output = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    for path in program.folder.iterdir():
+        if path.stem in GOOD:
+            shutil.copy2(path, folder)
+    shutil.copytree(program.output, output)
+    return Program(folder, output, program.result, [], [])
+
+
+@pytest.fixture
+def exposures(tmp_path: Path) -> Path:
+    write_exposures(tmp_path / "in", 3)
+    return tmp_path / "in"
+
+
+def groups(output: Path) -> Path:
+    return output / "program.zarr" / "exposures"
+
+
+def outputs(output: Path) -> dict[str, tuple[int, int]]:
+    return {name: stamp for name, stamp in stamps(output).items() if name.endswith(".fits")}
+
+
+class TestFirstRun:
+    def test_every_readable_file_is_levelled(self, program: Program) -> None:
+        assert sorted(record.name for record in program.result.done) == sorted(GOOD)
+        assert sorted(path.name for path in program.output.glob("*.fits")) == [
+            "e00_rowbgsub.fits", "e01_rowbgsub.fits", "e02_rowbgsub.fits",
+            "night1.bkg_subtracted.fits", "night2.bkg_subtracted.fits",
+        ]  # fmt: skip
+
+    def test_every_other_file_is_named_with_its_cause_on_one_line(self, program: Program) -> None:
+        assert set(program.result.failed) == set(BAD)
+        for name, cause in BAD.items():
+            reason = program.result.failed[name]
+            assert cause in reason
+            assert str(program.folder) in reason
+            assert "\n" not in reason
+
+    @pytest.mark.parametrize("stem", ["e00", "e01", "e02"])
+    def test_rows_are_those_of_level_rows(self, program: Program, stem: str) -> None:
+        levelled = sl.level_rows(sl.open_frame(program.folder / f"{stem}.fits"))["sci"].to_numpy()
+        assert image_of(program.output / f"{stem}_rowbgsub.fits").tobytes() == levelled.astype(">f4").tobytes()
+
+    def test_channels_are_those_of_level_channels(self, program: Program) -> None:
+        levelled = sl.level_channels(sl.open_frame(program.folder / "night1.dng"))["sci"].to_numpy()
+        assert image_of(program.output / "night1.bkg_subtracted.fits").tobytes() == levelled.astype(">f4").tobytes()
+
+    def test_stripes_are_gone(self, program: Program) -> None:
+        before, after = (image_of(path) for path in (program.folder / "e00.fits", program.output / "e00_rowbgsub.fits"))
+        assert np.nanstd(np.nanmedian(after, axis=1)) < 0.3 * np.nanstd(np.nanmedian(before, axis=1))
+
+    def test_outputs_say_where_they_come_from(self, program: Program) -> None:
+        with fits.open(program.output / "e00_rowbgsub.fits", checksum=True) as hdus:
+            assert [hdu.name for hdu in hdus] == ["PRIMARY", "SCI", "ERR", "DQ"]
+            assert hdus[0].header["SKYLEVEL"] == sl.__version__
+            assert hdus[0].header["SKYHASH"] == sl.Rows().hash[:16]
+
+    def test_the_store_says_what_was_measured_of_what(self, program: Program) -> None:
+        store = ProgramStore(program.result.store)
+        assert store.names() == sorted(GOOD)
+        assert store.failures() == program.result.failed
+        attributes = store.read_attributes("e01")
+        assert attributes["source"]["path"] == str(program.folder / "e01.fits")
+        assert attributes["settings"] == sl.Rows().to_dict()
+        assert attributes["facts"]["detector"] == "NRCA1"
+        assert 0 < attributes["metrics"]["masked_fraction"] < 0.5
+        assert {"read", "measure"} <= set(attributes["metrics"]["seconds"])
+
+    def test_each_step_is_told_and_each_failure(self, program: Program) -> None:
+        assert program.log[0] == "11 exposures: 0 done already, to do: 4 channels, 7 rows"
+        for name in GOOD:
+            steps = [line.partition(": ")[2].split()[0] for line in program.log if line.startswith(f"{name}: ")]
+            assert steps == ["read", "measured", "wrote"]
+        assert sorted(line for line in program.log if ": failed: " in line) == sorted(
+            f"{name}: failed: {reason}" for name, reason in program.result.failed.items()
+        )
+
+    def test_progress_counts_every_exposure(self, program: Program) -> None:
+        assert program.progress == [(count, 11) for count in range(1, 12)]
+
+    def test_nothing_half_written_is_left(self, program: Program) -> None:
+        left = sorted(path.name for path in program.output.iterdir())
+        assert left == sorted([*(path.name for path in program.output.glob("*.fits")), "program.zarr"])
+        assert sorted(os.listdir(groups(program.output))) == sorted(GOOD)  # noqa: PTH208 (hidden ones too)
+
+    @pytest.mark.usefixtures("program")
+    def test_the_client_that_was_given_stays_open(self, client: Client) -> None:
+        assert client.status == "running"
+        assert client.scheduler_info()["type"] == "Scheduler"
+
+    @pytest.mark.usefixtures("program")
+    def test_nothing_is_held_in_the_workers(self, client: Client) -> None:
+        deadline = time.monotonic() + 20
+        while (held := client.run_on_scheduler(_tasks)) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert held == []
+
+
+def _tasks(dask_scheduler: Any) -> list[str]:
+    return [str(key) for key in dask_scheduler.tasks]
+
+
+class TestAgain:
+    def test_an_identical_run_does_nothing(self, copied: Program, client: Client) -> None:
+        before = stamps(groups(copied.output)) | outputs(copied.output)
+        again = sl.run(copied.folder, copied.output, client=client)
+        assert (again.done, again.failed, sorted(again.skipped)) == ([], {}, sorted(GOOD))
+        assert stamps(groups(copied.output)) | outputs(copied.output) == before
+
+    def test_it_needs_no_cluster(self, copied: Program) -> None:
+        assert len(sl.run(copied.folder, copied.output, cluster="tcp://127.0.0.1:1").skipped) == len(GOOD)
+
+    def test_failed_ones_are_tried_again(self, program: Program, copied: Program, client: Client) -> None:
+        shutil.copy2(program.folder / "cut.fits", copied.folder)
+        again = sl.run(copied.folder, copied.output, client=client)
+        assert set(again.failed) == {"cut"}
+        shutil.copy2(program.folder / "e00.fits", copied.folder / "cut.fits")
+        repaired = sl.run(copied.folder, copied.output, client=client)
+        assert [record.name for record in repaired.done] == ["cut"]
+        assert "cut" not in ProgramStore(repaired.store).failures()
+
+    def test_a_deleted_output_is_exported_without_measuring(self, copied: Program, client: Client) -> None:
+        measured, written = stamps(groups(copied.output)), outputs(copied.output)
+        pixels = pixels_of(copied.output)
+        (copied.output / "e01_rowbgsub.fits").unlink()
+        again = sl.run(copied.folder, copied.output, client=client)
+        assert [record.name for record in again.done] == ["e01"]
+        assert stamps(groups(copied.output)) == measured
+        now = outputs(copied.output)
+        assert {name for name in written if now[name] != written[name]} == {"e01_rowbgsub.fits"}
+        assert pixels_of(copied.output) == pixels
+
+    def test_overwrite_does_all_of_it_again(self, copied: Program, client: Client) -> None:
+        before, pixels = stamps(groups(copied.output)) | outputs(copied.output), pixels_of(copied.output)
+        again = sl.run(copied.folder, copied.output, client=client, overwrite=True)
+        assert sorted(record.name for record in again.done) == sorted(GOOD)
+        after = stamps(groups(copied.output)) | outputs(copied.output)
+        assert [name for name in before if after[name] == before[name]] == []
+        assert pixels_of(copied.output) == pixels
+
+    def test_overwrite_detects_sources_again(self, copied: Program, client: Client) -> None:
+        fake_mask(copied.output, "e00")
+        pixels = pixels_of(copied.output)
+        sl.run(copied.folder, copied.output, client=client, overwrite=True)
+        assert pixels_of(copied.output) == pixels
+        assert not zarr.open_array(groups(copied.output) / "e00" / "source_mask")[:, :150].all()
+
+    def test_a_file_that_changed_is_measured_anew(self, copied: Program, client: Client) -> None:
+        (copied.folder / "e00.fits").unlink()
+        write_exposure(copied.folder / "e00.fits", 77)
+        again = sl.run(copied.folder, copied.output, client=client)
+        assert [record.name for record in again.done] == ["e00"]
+        levelled = sl.level_rows(sl.open_frame(copied.folder / "e00.fits"))["sci"].to_numpy()
+        np.testing.assert_array_equal(image_of(copied.output / "e00_rowbgsub.fits"), levelled)
+
+    @pytest.mark.parametrize("part", ["zarr.json", "row_level", "source_mask/c"])
+    def test_a_torn_measurement_is_measured_anew(self, copied: Program, client: Client, part: str) -> None:
+        before, pixels = stamps(groups(copied.output)), pixels_of(copied.output)
+        torn = groups(copied.output) / "e02" / part
+        torn.unlink() if torn.is_file() else shutil.rmtree(torn)
+        (copied.output / "e02_rowbgsub.fits").unlink()
+        again = sl.run(copied.folder, copied.output, client=client)
+        assert [record.name for record in again.done] == ["e02"]
+        after = stamps(groups(copied.output))
+        assert {name.split("/")[0] for name in before if before[name] != after[name]} == {"e02"}
+        assert pixels_of(copied.output) == pixels
+
+
+def fake_mask(output: Path, name: str) -> np.ndarray:
+    """Replace a stored mask by one that no detection would give; returns it."""
+    array = zarr.open_array(groups(output) / name / "source_mask", mode="r+")
+    mask = np.ones(array.shape, bool)
+    mask[:, 150:] = False
+    array[:] = mask
+    return mask
+
+
+class TestChangedSettings:
+    def test_a_level_knob_takes_the_stored_mask(self, copied: Program, client: Client) -> None:
+        mask = fake_mask(copied.output, "e00")
+        recipe = sl.Rows(positive_only=False)
+        sl.run(copied.folder / "e00.fits", copied.output, client=client, recipe=recipe)
+        frame = sl.open_frame(copied.folder / "e00.fits").load()
+        expected = estimate_rows(frame, recipe).assign(source_mask=(("y", "x"), mask))
+        expected = estimate_rows(frame, recipe, detection=expected)["row_level"]
+        assert not np.array_equal(expected, estimate_rows(frame, recipe)["row_level"])
+        stored = ProgramStore(str(copied.output / "program.zarr")).read_estimate("e00")
+        np.testing.assert_array_equal(stored["row_level"], expected)
+        np.testing.assert_array_equal(stored["source_mask"], mask)
+
+    def test_a_detection_knob_does_not(self, copied: Program, client: Client) -> None:
+        fake_mask(copied.output, "e00")
+        recipe = sl.Rows(threshold=4.0)
+        sl.run(copied.folder / "e00.fits", copied.output, client=client, recipe=recipe)
+        levelled = sl.level_rows(sl.open_frame(copied.folder / "e00.fits"), recipe)["sci"].to_numpy()
+        np.testing.assert_array_equal(image_of(copied.output / "e00_rowbgsub.fits"), levelled)
+
+    def test_a_product_knob_writes_the_product_without_measuring(self, tmp_path: Path, client: Client) -> None:
+        crowd, output = write_exposure(tmp_path / "crowd.fits", sources=150), tmp_path / "out"
+        segmentation = output / "detections_segm_crowd.fits"
+        sl.run(crowd, output, client=client, keep=["segmentation"])
+        before, labels = stamps(groups(output)), fits.getdata(segmentation)
+        recipe = sl.Rows(contrast=1.0)
+        assert len(sl.run(crowd, output, client=client, recipe=recipe, keep=["segmentation"]).done) == 1
+        assert stamps(groups(output)) == before
+        assert fits.getdata(segmentation).max() < labels.max()
+
+    def test_one_layout_then_the_other(self, exposures: Path, client: Client) -> None:
+        output = exposures.parent / "out"
+        sl.run(exposures, output, client=client)
+        before, pixels = stamps(groups(output)), pixels_of(output)
+        sl.run(exposures, output, client=client, layout="primary")
+        assert stamps(groups(output)) == before
+        assert pixels_of(output) == pixels
+        with fits.open(output / "e00_rowbgsub.fits") as hdus:
+            assert len(hdus) == 1
+            assert (hdus[0].header["DETECTOR"], hdus[0].header["BUNIT"]) == ("NRCA1", "MJy/sr")
+
+    def test_products_under_the_notebooks_names(self, copied: Program, client: Client) -> None:
+        before = stamps(groups(copied.output))
+        sl.run(copied.folder, copied.output, client=client, keep=["segmentation", "masked", "background"])
+        written = {path.name for path in copied.output.glob("*.fits")}
+        assert written >= {"detections_segm_e00.fits", "e00_masked.fits", "e00_background.fits"}
+        assert "night1.bkg_background.fits" in written
+        assert stamps(groups(copied.output)) == before
+        image, masked, labels = (
+            fits.getdata(folder / name)
+            for folder, name in (
+                (copied.folder, "e00.fits"), (copied.output, "e00_masked.fits"),
+                (copied.output, "detections_segm_e00.fits"),
+            )
+        )  # fmt: skip
+        np.testing.assert_array_equal(masked, np.where(labels > 0, 0, image))
+        assert abs(np.median(fits.getdata(copied.output / "e00_background.fits")) - 0.5) < 0.05
+
+    def test_settings_by_recipe(self, copied: Program, client: Client) -> None:
+        recipes = {"channels": sl.Channels(norms={"R": 1.0, "G": 1.0, "B": 1.0})}
+        again = sl.run(copied.folder, copied.output, client=client, recipes=recipes)
+        assert sorted(record.name for record in again.done) == ["night1", "night2"]
+
+    def test_a_recipe_for_another_kind_of_file_fails_by_name(self, copied: Program, client: Client) -> None:
+        result = sl.run([copied.folder / "night1.dng"], copied.output.parent / "other", client=client, recipe="rows")
+        assert "the recipe 'rows' does not level this kind of file" in result.failed["night1"]
+        result = sl.run([copied.folder / "e00.fits"], copied.output.parent / "other", client=client, recipe="channels")
+        assert "the recipe 'channels' does not level this kind of file" in result.failed["e00"]
+
+
+class TestExport:
+    def test_files_are_written_again_from_the_store(self, copied: Program) -> None:
+        pixels, measured = pixels_of(copied.output), stamps(groups(copied.output))
+        sl.run(copied.folder, copied.output, cluster="tcp://127.0.0.1:1")
+        for path in copied.output.glob("*.fits"):
+            path.unlink()
+        result = export_program(str(copied.output), workers=2)
+        assert sorted(record.name for record in result.done) == sorted(GOOD)
+        assert pixels_of(copied.output) == pixels
+        assert stamps(groups(copied.output)) == measured
+
+    def test_what_is_not_measured_is_named(self, copied: Program, client: Client) -> None:
+        write_truncated(copied.folder / "cut.fits")
+        sl.run(copied.folder, copied.output, client=client)
+        shutil.rmtree(groups(copied.output))
+        result = export_program(str(copied.output))
+        assert set(result.failed) == {*GOOD, "cut"}
+        assert set(result.failed.values()) == {"not measured yet: run the program again"}
+
+    def test_a_folder_that_was_never_run(self, tmp_path: Path) -> None:
+        with pytest.raises(StoreError, match="no program was run into this folder"):
+            export_program(str(tmp_path))
+
+
+class TestSameNumbersEverywhere:
+    def test_in_shares_without_a_scheduler(self, program: Program, tmp_path: Path) -> None:
+        plan = make_plan([str(program.folder)], str(tmp_path))
+        results = [run_partition(plan, str(tmp_path), index, 3) for index in (1, 2, 3)]
+        assert sorted(record.name for result in results for record in result.done) == sorted(GOOD)
+        assert {name for result in results for name in result.failed} == set(BAD)
+        assert pixels_of(tmp_path) == pixels_of(program.output)
+
+    def test_a_share_is_done_once_unless_told_to(self, exposures: Path, tmp_path: Path) -> None:
+        plan = make_plan([str(exposures)], str(tmp_path / "out"))
+        for overwrite, n_done in ((False, 2), (False, 0), (True, 2)):
+            result = run_partition(plan, str(tmp_path / "out"), 1, 2, overwrite=overwrite)
+            assert (len(result.done), len(result.skipped)) == (n_done, 2 - n_done)
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("workers", [1, 3])
+    def test_with_any_number_of_workers(self, program: Program, tmp_path: Path, workers: int) -> None:
+        paths = [program.folder / f"{name}.dng" for name in GOOD[3:]]
+        paths += [program.folder / f"{name}.fits" for name in GOOD[:3]]
+        assert not sl.run(paths, tmp_path, workers=workers).failed
+        assert pixels_of(tmp_path) == pixels_of(program.output)
+
+
+class TestVersions:
+    def test_a_worker_of_another_version_says_so(self, client: Client) -> None:
+        with pytest.raises(ClusterError, match=r"this worker runs skylevel .*, the client 99\.0: install the same"):
+            client.run(require_version, "99.0")
+
+    def test_a_worker_that_joined_later_refuses_its_exposure(self, exposures: Path, client: Client) -> None:
+        (exposure, *_) = make_plan([str(exposures)], str(exposures.parent))
+        future = client.submit(measure, exposure, str(exposures.parent / "program.zarr"), "99.0", pure=False)
+        with pytest.raises(ClusterError, match="install the same version on both"):
+            future.result()
+        assert not (exposures.parent / "program.zarr").exists()
+
+
+@pytest.mark.parametrize(("cluster", "cause"), [("nearby", "unknown cluster 'nearby'"), ("tcp://", "missing port"),
+                                                ("http://127.0.0.1:1", "unknown address scheme"),
+                                                ("tls://127.0.0.1:1", "TLS needs the certificates")])  # fmt: skip
+def test_no_such_cluster(exposures: Path, cluster: str, cause: str) -> None:
+    with pytest.raises(ClusterError, match=cause):
+        sl.run(exposures, exposures.parent / "out", cluster=cluster)
+
+
+class Submissions:
+    """Submits items, and counts how many futures are not released."""
+
+    def __init__(self, client: Client, function: Callable[[int], Any]) -> None:
+        self.client = client
+        self.function = function
+        self.futures: list[Future] = []
+        self.most = 0
+
+    def __call__(self, item: int) -> Future:
+        future = self.client.submit(self.function, item, pure=False)
+        self.futures.append(future)
+        # The client's loop has then seen every release that came before.
+        self.client.sync(asyncio.sleep, 0)
+        self.most = max(self.most, sum(f.key in self.client.futures for f in self.futures))
+        return future
+
+
+def _double_or_fail(item: int) -> int:
+    if item % 7 == 3:
+        raise UnreadableFrameError(f"file {item}: damaged")
+    return 2 * item
+
+
+def _wait_a_little(item: int) -> int:
+    time.sleep(0.2)
+    return item
+
+
+class TestFanOut:
+    def test_every_item_comes_back_once_with_its_own_outcome(self, client: Client) -> None:
+        submit = Submissions(client, _double_or_fail)
+        outcomes = dict(fan_out(client, submit, range(50), in_flight=6))
+        assert sorted(outcomes) == list(range(50))
+        for item, outcome in outcomes.items():
+            if item % 7 == 3:
+                assert isinstance(outcome, UnreadableFrameError)
+                assert str(outcome) == f"file {item}: damaged"
+            else:
+                assert outcome == 2 * item
+
+    @pytest.mark.parametrize("in_flight", [1, 5])
+    def test_no_more_in_flight_than_was_said(self, client: Client, in_flight: int) -> None:
+        submit = Submissions(client, _double_or_fail)
+        assert len(list(fan_out(client, submit, range(30), in_flight=in_flight))) == 30
+        assert submit.most == in_flight
+
+    def test_items_are_taken_as_they_are_needed(self, client: Client) -> None:
+        taken: list[int] = []
+
+        def items() -> Iterator[int]:
+            for item in range(40):
+                taken.append(item)
+                yield item
+
+        outcomes = fan_out(client, Submissions(client, _double_or_fail), items(), in_flight=4)
+        for count in range(1, 11):
+            next(outcomes)
+            assert len(taken) <= count + 4
+        outcomes.close()
+
+    def test_left_early_it_takes_back_what_has_not_begun(self, client: Client) -> None:
+        submit = Submissions(client, _wait_a_little)
+        outcomes = fan_out(client, submit, range(100), in_flight=20)
+        next(outcomes)
+        outcomes.close()
+        assert len(submit.futures) <= 21
+        deadline = time.monotonic() + 20
+        while any(future.status == "pending" for future in submit.futures) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert {future.status for future in submit.futures} <= {"finished", "cancelled"}
+        assert sum(future.status == "finished" for future in submit.futures) <= 5
+
+    def test_no_items(self, client: Client) -> None:
+        assert list(fan_out(client, Submissions(client, _double_or_fail), [], in_flight=4)) == []
+
+
+class TestTrials:
+    """A task is tried again after an error that may pass, a bounded number of times, and after no other."""
+
+    @staticmethod
+    def tried(error: Exception, times: int) -> tuple[int, Exception | Record]:
+        """How often a task that fails so many times was called, and what came of it."""
+        calls = []
+
+        def failing(exposure: Exposure) -> Record:
+            calls.append(exposure)
+            if len(calls) <= times:
+                raise error
+            return Record("done")
+
+        retried = task(failing)
+        retried.retry.sleep = lambda _: None
+        try:
+            outcome = retried(None)
+        except type(error) as raised:
+            outcome = raised
+        return len(calls), outcome
+
+    @staticmethod
+    def caused(cause: OSError) -> UnreadableFrameError:
+        error = UnreadableFrameError("x.fits: cannot be read")
+        error.__cause__ = cause
+        return error
+
+    @pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ECONNRESET])
+    @pytest.mark.parametrize("times", [1, 3])
+    def test_what_may_pass_is_tried_again(self, code: int, times: int) -> None:
+        for error in (OSError(code, "it hiccuped"), self.caused(OSError(code, "it hiccuped"))):
+            assert self.tried(error, times) == (times + 1, Record("done"))
+
+    def test_but_not_for_ever(self) -> None:
+        error = OSError(errno.EIO, "it is broken")
+        assert self.tried(error, 1000) == (4, error)
+
+    @pytest.mark.parametrize(
+        "error",
+        [
+            OSError(errno.ENOSPC, "No space left on device"),
+            FileNotFoundError(errno.ENOENT, "no such file"),
+            PermissionError(errno.EACCES, "not allowed"),
+            UnreadableFrameError("x.fits: the file is cut short"),
+            ValueError("bad input"),
+            MemoryError(),
+        ],
+        ids=lambda error: type(error).__name__,
+    )
+    def test_what_stays_so_is_not(self, error: Exception) -> None:
+        assert self.tried(error, 1000) == (1, error)
+        assert not is_transient(error)
+
+
+@pytest.mark.slow
+def test_a_program_on_s3(program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inputs, store and outputs in a bucket; and what this process listed before is not taken for what is there now."""
+    pytest.importorskip("s3fs")
+    server = pytest.importorskip("moto.server").ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    for name, value in {"ENDPOINT_URL": f"http://{host}:{port}", "ACCESS_KEY_ID": "testing",
+                        "SECRET_ACCESS_KEY": "testing", "DEFAULT_REGION": "us-east-1"}.items():  # fmt: skip
+        monkeypatch.setenv(f"AWS_{name}", value)
+    try:
+        _run_on_s3(program, tmp_path)
+    finally:
+        server.stop()
+
+
+def _run_on_s3(program: Program, tmp_path: Path) -> None:
+    files = fsspec.filesystem("s3")
+    files.mkdir("sky")
+    for path in program.folder.iterdir():
+        if path.stem in (*GOOD, "cut"):
+            files.put_file(str(path), f"sky/in/{path.name}")
+    result = sl.run("s3://sky/in", "s3://sky/out", workers=2)
+    assert sorted(record.name for record in result.done) == sorted(GOOD)
+    assert set(result.failed) == {"cut"}
+    assert result.failed["cut"].startswith("s3://sky/in/cut.fits: ")
+    fetched = tmp_path / "fetched"
+    fetched.mkdir()
+    files.invalidate_cache()
+    for name in files.glob("sky/out/*.fits"):
+        files.get_file(name, str(fetched / Path(name).name))
+    assert pixels_of(fetched) == pixels_of(program.output)
+
+    files.rm("sky/in/cut.fits")
+    again = sl.run("s3://sky/in/*", "s3://sky/out", cluster="tcp://127.0.0.1:1")
+    assert (again.done, sorted(again.skipped)) == ([], sorted(GOOD))
+    assert {state.name: state.state for state in program_status("s3://sky/out")} == dict.fromkeys(
+        GOOD, "done"
+    )
+    assert sorted(sl.open_program("s3://sky/out")["NRCA1/F200W"]["exposure"].values) == sorted(GOOD[:3])
