@@ -13,7 +13,7 @@ Outcome = Any
 
 
 def fan_out(
-    client: Client, submit: Callable[[Item], Future], items: Iterable[Item], *, in_flight: int
+    client: Client, submit: Callable[[Item], Future], items: Iterable[Item], *, in_flight: Callable[[], int]
 ) -> Iterator[tuple[Item, Outcome]]:
     """Run every item, and yield each with its result, or with the exception that ended it, as they finish.
 
@@ -23,9 +23,9 @@ def fan_out(
     submit : callable
         Submits an item's task, or the last of its tasks; its result is small.
     items : iterable
-    in_flight : int
-        How many items the scheduler knows of at a time. Each one is released as soon as it is done, so that the death
-        of a worker re-runs nothing that was finished.
+    in_flight : callable
+        Says how many items the scheduler may know of now. Each one is released as soon as it is done, so that the
+        death of a worker re-runs nothing that was finished.
 
     Raises
     ------
@@ -43,29 +43,29 @@ def fan_out(
             suspects.append(item)
         else:
             yield item, outcome
-    yield from _run(client, submit, suspects, 1)
+    yield from _run(client, submit, suspects, lambda: 1)
 
 
 def _run(
-    client: Client, submit: Callable[[Item], Future], items: Iterable[Item], in_flight: int
+    client: Client, submit: Callable[[Item], Future], items: Iterable[Item], in_flight: Callable[[], int]
 ) -> Iterator[tuple[Item, Outcome]]:
     waiting = iter(items)
     running: dict[Any, Item] = {}
     completed = as_completed([], loop=client.loop, with_results=True, raise_errors=False)
 
-    def start(count: int) -> None:
-        for item in islice(waiting, count):
+    def start() -> None:
+        for item in islice(waiting, max(in_flight() - len(running), 0)):
             future = submit(item)
             running[future.key] = item
             completed.add(future)
 
     try:
-        start(in_flight)
+        start()
         for future, result in completed:
             item = running.pop(future.key)
             outcome = _outcome(future, result)
             future.release()
-            start(1)
+            start()
             yield item, outcome
     finally:
         if running:

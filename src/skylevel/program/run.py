@@ -34,6 +34,7 @@ STORE_NAME = "program.zarr"
 
 # Enough in flight that no worker waits for the driver, few enough that the scheduler stays small.
 _IN_FLIGHT_PER_THREAD = 4
+_COUNT_WORKERS_EVERY = 5.0
 
 
 @dataclass(slots=True)
@@ -150,7 +151,7 @@ def run_plan(
     needs = forecast(left)
     require_disk(needs, output)
     with connected(client, cluster, workers, len(left)) as here:
-        in_flight = _IN_FLIGHT_PER_THREAD * check_workers(here)
+        in_flight = _room(here)
         large = _large(left, needs, worker_memory(here))
         submit = _submitter(here, work, url, fresh=overwrite)
         small = [exposure for exposure in left if exposure not in large]
@@ -200,7 +201,7 @@ def export_program(
             result.failed[exposure.name] = f"{exposure.source}: not measured yet: run the program again"
     if measured:
         with connect(cluster, workers=workers, n_exposures=len(measured)) as client:
-            in_flight = _IN_FLIGHT_PER_THREAD * check_workers(client)
+            in_flight = _room(client)
             submit = _submitter(client, dict.fromkeys((e.name for e in measured), "export"), url)
             _collect(fan_out(client, submit, measured, in_flight=in_flight), result, store, len(measured), progress)
     return result
@@ -271,6 +272,21 @@ def work_left(plan: Sequence[Exposure], store: ProgramStore) -> dict[str, Work]:
 def _is_measured(exposure: Exposure, store: ProgramStore) -> bool:
     stored = store.read_attributes(exposure.name)
     return stored is not None and stored.get("key") == exposure.key
+
+
+def _room(client: Client) -> Callable[[], int]:
+    """How many exposures may be in flight, by the workers there are; they are counted anew every few seconds."""
+    room = _IN_FLIGHT_PER_THREAD * check_workers(client)
+    counted = time.monotonic()
+
+    def now() -> int:
+        nonlocal room, counted
+        if time.monotonic() - counted > _COUNT_WORKERS_EVERY:
+            room = _IN_FLIGHT_PER_THREAD * max(sum(client.nthreads().values()), 1)
+            counted = time.monotonic()
+        return room
+
+    return now
 
 
 @contextmanager
