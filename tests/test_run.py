@@ -442,7 +442,7 @@ def _wait_a_little(item: int) -> int:
 class TestFanOut:
     def test_every_item_comes_back_once_with_its_own_outcome(self, client: Client) -> None:
         submit = Submissions(client, _double_or_fail)
-        outcomes = dict(fan_out(client, submit, range(50), in_flight=6))
+        outcomes = dict(fan_out(client, submit, range(50), in_flight=lambda: 6))
         assert sorted(outcomes) == list(range(50))
         for item, outcome in outcomes.items():
             if item % 7 == 3:
@@ -454,7 +454,7 @@ class TestFanOut:
     @pytest.mark.parametrize("in_flight", [1, 5])
     def test_no_more_in_flight_than_was_said(self, client: Client, in_flight: int) -> None:
         submit = Submissions(client, _double_or_fail)
-        assert len(list(fan_out(client, submit, range(30), in_flight=in_flight))) == 30
+        assert len(list(fan_out(client, submit, range(30), in_flight=lambda: in_flight))) == 30
         assert submit.most == in_flight
 
     def test_items_are_taken_as_they_are_needed(self, client: Client) -> None:
@@ -465,7 +465,7 @@ class TestFanOut:
                 taken.append(item)
                 yield item
 
-        outcomes = fan_out(client, Submissions(client, _double_or_fail), items(), in_flight=4)
+        outcomes = fan_out(client, Submissions(client, _double_or_fail), items(), in_flight=lambda: 4)
         for count in range(1, 11):
             next(outcomes)
             assert len(taken) <= count + 4
@@ -473,7 +473,7 @@ class TestFanOut:
 
     def test_left_early_it_takes_back_what_has_not_begun(self, client: Client) -> None:
         submit = Submissions(client, _wait_a_little)
-        outcomes = fan_out(client, submit, range(100), in_flight=20)
+        outcomes = fan_out(client, submit, range(100), in_flight=lambda: 20)
         next(outcomes)
         outcomes.close()
         assert len(submit.futures) <= 21
@@ -484,7 +484,7 @@ class TestFanOut:
         assert sum(future.status == "finished" for future in submit.futures) <= 5
 
     def test_no_items(self, client: Client) -> None:
-        assert list(fan_out(client, Submissions(client, _double_or_fail), [], in_flight=4)) == []
+        assert list(fan_out(client, Submissions(client, _double_or_fail), [], in_flight=lambda: 4)) == []
 
 
 class TestTrials:
