@@ -281,17 +281,36 @@ def _file_handlers(output: str) -> list[logging.Handler]:
 
 
 def _print_plan(plan: "list[Exposure]", output: str) -> int:
+    """Print what there is to do, of which kinds, and what it needs."""
+    from skylevel.io.remote import is_remote
     from skylevel.io.store import ProgramStore
+    from skylevel.program.forecast import forecast, free_disk, gigabytes, summarize
     from skylevel.program.run import store_url, work_left
 
     work = work_left(plan, ProgramStore(store_url(output)))
+    left = [exposure for exposure in plan if work[exposure.name] != "nothing"]
+    needs = forecast(left)
     rows = [("exposure", "recipe", "size", "to do", "output")]
     for exposure in plan:
         size = exposure.identity.get("size")
-        mb = f"{size / 1e6:.1f} MB" if size else "?"
         todo = {"measure": "measure, export", "export": "export", "nothing": "-"}[work[exposure.name]]
-        rows.append((exposure.name, exposure.recipe.name, mb, todo, exposure.outputs["levelled"]))
+        shown = gigabytes(size) if size else "?"
+        rows.append((exposure.name, exposure.recipe.name, shown, todo, exposure.outputs["levelled"]))
     _print_columns(rows)
+    if needs:
+        kinds = [("recipe", "detector or camera", "filter", "exposures")]
+        console.print()
+        _print_columns(kinds + [(*kind, str(count)) for kind, count in summarize(needs)])
+    total, memory = sum(need.output for need in needs.values()), max((n.memory for n in needs.values()), default=0)
+    free = "" if is_remote(output) else f" ({gigabytes(free_disk(output))} free)"
+    console.print()
+    _print_columns(
+        [
+            ("exposures", f"{len(plan)}, {len(plan) - len(left)} done already"),
+            ("outputs", f"about {gigabytes(total)}{free}"),
+            ("memory", f"up to {gigabytes(memory)} for a worker"),
+        ]
+    )
     return 0
 
 
