@@ -359,7 +359,7 @@ class TestExport:
         shutil.rmtree(groups(copied.output))
         result = export_program(str(copied.output))
         assert set(result.failed) == {*GOOD, "cut"}
-        assert set(result.failed.values()) == {"not measured yet: run the program again"}
+        assert result.failed["e00"] == f"{copied.folder / 'e00.fits'}: not measured yet: run the program again"
 
     def test_a_folder_that_was_never_run(self, tmp_path: Path) -> None:
         with pytest.raises(StoreError, match="no program was run into this folder"):

@@ -127,7 +127,6 @@ TEARS: dict[str, Callable[[Path], object]] = {
     "an array gone": lambda group: shutil.rmtree(group / "row_level"),
     "pixels gone": lambda group: shutil.rmtree(group / "row_level" / "c"),
     "mask gone": lambda group: (group / "source_mask" / "c" / "0" / "0").unlink(),
-    "scalar gone": lambda group: (group / "exclude_percentile" / "c").unlink(),
 }
 
 
@@ -232,3 +231,15 @@ def test_a_url_nobody_knows() -> None:
     assert "nosuch" not in fsspec.available_protocols()
     with pytest.raises(StoreError, match="nosuch"):
         ProgramStore("nosuch://bucket/program.zarr")
+
+
+def test_small_things_are_attributes_and_come_back_as_they_were(tmp_path):
+    small = xr.Dataset(
+        {"exclude_percentile": ("channel", [10.0, np.nan]), "background": (("mesh_y", "mesh_x"), np.ones((9, 9), "f4"))},
+        coords={"channel": ["R", "G"]},
+    )
+    store = ProgramStore(str(tmp_path / "program.zarr"))
+    store.write_estimate("night", small, {})
+    folders = sorted(path.name for path in (tmp_path / "program.zarr/exposures/night").iterdir() if path.is_dir())
+    assert folders == ["background"]
+    xr.testing.assert_identical(store.read_estimate("night").load().drop_attrs(), small)

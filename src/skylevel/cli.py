@@ -175,7 +175,7 @@ def demo(output: str, cluster: str, workers: int | None, quiet: bool) -> int:
     if not result.failed:
         console.print("\nRMS of the stripes and of the sky's gradient against the truth, before and after:\n")
         console.print(summary(measure_levels(program, levelled)), markup=False)
-        console.print(f"\nLook again with: skylevel status {levelled}", markup=False)
+        console.print(f"\nLook again with: {sys.argv[0]} status {levelled}", markup=False)
     return code
 
 
@@ -230,6 +230,9 @@ def _reporting(output: str, *, quiet: bool) -> Iterator[Callable[[int, int], Non
     """Log lines to the terminal and to OUTPUT/skylevel.log, and show a progress bar on a terminal."""
     logger = logging.getLogger("skylevel")
     logger.setLevel(logging.INFO)
+    # What becomes of a cluster is said in our own lines, not in the tracebacks that Dask logs.
+    for name in ("distributed", "distributed.client"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     handlers = [_terminal_handler(quiet), *_file_handlers(output)]
     for handler in handlers:
         logger.addHandler(handler)

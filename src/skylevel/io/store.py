@@ -16,7 +16,7 @@ there whole or not at all; elsewhere the attribute is written last.
 
 import json
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,9 @@ from skylevel.io.remote import file_system
 
 # Part of every key: a store of another format is measured anew.
 FORMAT = 1
+
+# Values of an array that is kept as an attribute.
+_SMALL = 16
 
 # Eight times smaller for a mask, at the price of a copy; floats hardly compress.
 _CODEC = BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle")
@@ -81,11 +84,13 @@ class ProgramStore:
         compute : callable
             Writes the chunks of a chunked estimate, given the delayed writing.
         """
-        # Coordinates are few and small, and Zarr v3 has no settled form for text: they are attributes.
-        coordinates = {str(name): coordinate.values for name, coordinate in estimate.coords.items()}
-        dataset = estimate.drop_vars(coordinates)
+        # An array costs files and milliseconds, and Zarr v3 has no settled form for text: small things are attributes.
+        small = {str(key): var for key, var in estimate.variables.items() if _is_small(key, var, estimate)}
+        dataset = estimate.drop_vars(small)
         chunks = [f"{array}/c{key}" for array, variable in dataset.items() for key in _chunk_keys(variable)]
-        dataset = dataset.assign_attrs(_plain({**attributes, "coordinates": coordinates, "chunks": chunks}))
+        kept = {key: [variable.dims, variable.values, str(variable.dtype)] for key, variable in small.items()}
+        own = {"small": kept, "coordinates": list(estimate.coords), "chunks": chunks}
+        dataset = dataset.assign_attrs(_plain({**attributes, **own}))
         if not isinstance(self._files, LocalFileSystem):
             _write_group(dataset, self._group_url(name), compute)
             zarr.open_group(self._group_url(name), mode="r+").attrs["complete"] = True
@@ -109,7 +114,10 @@ class ProgramStore:
         if self.read_attributes(name) is None:
             raise StoreError(f"{self.url}: holds no complete measurement of {name}; run the program again")
         estimate = xr.open_zarr(self._group_url(name), consolidated=False, chunks=None)
-        return estimate.assign_coords(estimate.attrs["coordinates"])
+        small = {
+            key: (dims, np.asarray(values, dtype)) for key, (dims, values, dtype) in estimate.attrs["small"].items()
+        }
+        return estimate.assign(small).set_coords(estimate.attrs["coordinates"])
 
     def read_attributes(self, name: str) -> dict[str, Any] | None:
         """The attributes of an exposure's group; None where it is not there or not complete."""
@@ -231,6 +239,10 @@ def _write_group(dataset: xr.Dataset, url: str, compute: Callable[[Any], Any]) -
         compute(writing)
 
 
+def _is_small(name: Hashable, variable: xr.Variable, dataset: xr.Dataset) -> bool:
+    return name in dataset.coords or (variable.ndim < 2 and variable.size <= _SMALL and not variable.chunks)
+
+
 def _stored_chunks(variable: xr.DataArray) -> tuple[int, ...]:
     return tuple(sizes[0] for sizes in variable.chunks) if variable.chunks else variable.shape
 
@@ -254,7 +266,9 @@ def _plain(value: Any) -> Any:
     """The value as JSON knows it: NumPy scalars become Python's, and what is not finite becomes null."""
     if isinstance(value, Mapping):
         return {str(key): _plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple | np.ndarray):
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist())
+    if isinstance(value, list | tuple):
         return [_plain(inner) for inner in value]
     if isinstance(value, np.generic):
         return _plain(value.item())
