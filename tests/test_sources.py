@@ -10,8 +10,9 @@ from photutils.segmentation import detect_sources, make_2dgaussian_kernel
 
 from reference import quiet, rows_reference, smoothed
 from scenes import make_image, make_scene
+from skylevel.kernels.deblending import deblend
 from skylevel.kernels.mesh import Mesh
-from skylevel.kernels.sources import above_threshold, connected, deblend, label_sources, smooth
+from skylevel.kernels.sources import above_threshold, connected, label_sources, smooth
 
 SHAPES = hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=14)
 

@@ -269,7 +269,8 @@ class _LogFile(logging.FileHandler):
 
 
 def _terminal_handler(quiet: bool) -> logging.Handler:
-    handler = _TerminalHandler(logging.ERROR if quiet else logging.INFO)
+    # The final table names what failed, with its reason.
+    handler = _TerminalHandler(logging.CRITICAL if quiet else logging.INFO)
     handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", _TIME_FORMAT))
     return handler
 

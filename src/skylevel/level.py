@@ -20,7 +20,7 @@ from skylevel.kernels.mosaic import (
     halo_needed,
     subtract_backgrounds,
 )
-from skylevel.kernels.sources import above_threshold, connected, deblend, smooth
+from skylevel.kernels.sources import above_threshold, connected, smooth
 from skylevel.kernels.stripes import row_level
 from skylevel.kernels.tile import Tile
 from skylevel.recipes import Channels, Rows
@@ -147,6 +147,9 @@ def segment_rows(frame: xr.Dataset, estimate: xr.Dataset, recipe: Rows) -> NDArr
     -----
     Deblending parts sources that touch; it never changes which pixels are masked, so only this product needs it.
     """
+    # Importing photutils' segmentation takes as long as everything else together, and few ask for this product.
+    from skylevel.kernels.deblending import deblend  # noqa: PLC0415
+
     smoothed = smooth(_variable(frame, "sci").to_numpy(), fwhm=recipe.kernel_fwhm, size=recipe.kernel_size)
     mask = estimate["source_mask"].to_numpy()
     return deblend(smoothed, mask, n_pixels=recipe.n_pixels, n_levels=recipe.n_levels, contrast=recipe.contrast)

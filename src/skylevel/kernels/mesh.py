@@ -174,7 +174,7 @@ def _clip(values: NDArray[np.number], moments: "_Moments", sigma_clip: float, ma
             break
         median = _median(values, moments.lo[active], moments.hi[active], active)
         reach = sigma_clip * moments.mean_and_std(active)[1]
-        lo, hi = _bisect(values, median - reach, median + reach, first[active], last[active], active)
+        lo, hi = _kept_range(values, median - reach, median + reach, first[active], last[active], active)
         kept_lo[active], kept_hi[active] = lo, hi
         lo, hi = np.maximum(lo, moments.lo[active]), np.minimum(hi, moments.hi[active])
         changed = ((lo != moments.lo[active]) | (hi != moments.hi[active])) & (hi > lo)
@@ -262,7 +262,7 @@ def _gathered_sums(tables: tuple[Float, ...], rows: Int, lo: Int, hi: Int) -> li
     return [np.where(length > 0, total, 0.0) for total in sums]
 
 
-def _bisect(
+def _kept_range(
     values: NDArray[np.number], lower: Float, upper: Float, first: Int, last: Int, rows: Int
 ) -> tuple[Int, Int]:
     """The range of ``values[row, first:last]`` of sorted rows that lies within `lower` and `upper`, both included."""
@@ -270,13 +270,14 @@ def _bisect(
     start = np.tile(rows * values.shape[1], 2)
     # A value is at most `upper` where it is less than the next number above it.
     bound = np.concatenate([lower, np.nextafter(upper, np.inf)])
-    low, high = np.tile(first, 2), np.tile(last, 2)
+    low, high = start + np.tile(first, 2), start + np.tile(last, 2)
     for _ in range(int(values.shape[1]).bit_length()):
         middle = (low + high) >> 1
-        below = flat[np.minimum(start + middle, flat.size - 1)] < bound
+        below = flat.take(middle, mode="clip") < bound
         below &= middle < high
         low = np.where(below, middle + 1, low)
         high = np.where(below, high, middle)
+    low -= start
     return low[: lower.size], low[lower.size :]
 
 

@@ -29,6 +29,11 @@ Phases = dict[tuple[int, int], NDArray[np.number]]
 # Weights of the fill that sum to less than this are rounding: no pixel of the channel is within the kernel.
 _NO_WEIGHT = 1e-12
 
+# Pixels of the mosaic in a batch of boxes of own pixels, and columns of a piece that is filled: as much as stays in a
+# core's cache with all that is made of it, whatever the mosaic's width.
+_PLANES_PIXELS = 3_600_000
+_FILLED_WIDTH = 3000
+
 # Rows of one phase that are evaluated at a time, so that they stay in a core's cache.
 _STRIP_ROWS = 32
 
@@ -253,18 +258,25 @@ def channel_statistics(
     Extra memory: about 50 bytes for each pixel of one row of boxes.
     """
     clip: dict[str, Any] = {"sigma_clip": sigma_clip, "max_rounds": max_rounds, "estimator": estimator}
-    parts: dict[str, list[BoxStatistics]] = {channel: [] for channel in channel_names(pattern)}
-    for strip in tile.strips(box_size[0]):
-        for channel, values, first in _box_values(strip, pattern, box_size, method, stddev):
-            statistics = clipped_statistics(values, first=first, **clip)
-            parts[channel].append(BoxStatistics(*(field[None] for field in statistics)))
-    return [BoxStatistics(*(np.concatenate(f) for f in zip(*strips, strict=True))) for strips in parts.values()]
+    parts: dict[str, list[NDArray[np.float64]]] = {channel: [] for channel in channel_names(pattern)}
+    n_rows = 1 if method == "filled" else max(1, _PLANES_PIXELS // (tile.core_pixels().shape[1] * box_size[0]))
+    width = max(_FILLED_WIDTH // box_size[1], 1) * box_size[1] if method == "filled" else tile.core_pixels().shape[1]
+    for row in tile.cut(n_rows * box_size[0], width, box_size[0]):
+        pieces: dict[str, list[NDArray[np.float64]]] = {channel: [] for channel in parts}
+        for piece in row:
+            n_x = -(-piece.core_pixels().shape[1] // box_size[1])
+            for channel, values, first in _box_values(piece, pattern, box_size, method, stddev):
+                statistics = clipped_statistics(values, first=first, **clip)
+                pieces[channel].append(np.stack(statistics).reshape(3, -1, n_x))
+        for channel, found in pieces.items():
+            parts[channel].append(np.concatenate(found, axis=2))
+    return [BoxStatistics(*np.concatenate(rows, axis=1)) for rows in parts.values()]
 
 
 def _box_values(
     strip: Tile, pattern: Pattern, box_size: tuple[int, int], method: str, stddev: float
 ) -> Iterator[tuple[str, NDArray[np.number], Int | None]]:
-    """What is measured of each channel in one row of boxes: values (box, pixel), and how many zeros do not count."""
+    """What is measured of each channel in rows of boxes: values (box, pixel), and how many zeros do not count."""
     if method == "planes":
         for channel, values in own_values(strip, pattern, box_size):
             yield channel, values, np.count_nonzero(values == 0, axis=1)
@@ -277,7 +289,7 @@ def _box_values(
 
 
 def own_values(strip: Tile, pattern: Pattern, box_size: tuple[int, int]) -> Iterator[tuple[str, NDArray[np.number]]]:
-    """Each channel's own pixels in one row of boxes, as an array (box, pixel) filled up with zeros."""
+    """Each channel's own pixels in rows of boxes, as an array (box, pixel) filled up with zeros."""
     if not _whole_periods(pattern, box_size):
         # Such boxes hold different numbers of a channel's pixels.
         yield from _own_values_of_any_box(strip, pattern, box_size)
@@ -296,33 +308,36 @@ def _whole_periods(pattern: Pattern, box_size: tuple[int, int]) -> bool:
 def _boxes_of_phases(
     phases: Phases, strip: Tile, pattern: Pattern, box_size: tuple[int, int], fill: Any
 ) -> NDArray[np.number]:
-    """Copy phases of one row of boxes as an array (box, pixel); `fill` stands beyond the mosaic's edge.
+    """Copy phases of rows of boxes as an array (box, pixel); `fill` stands beyond the mosaic's edge.
 
     A box's statistics do not depend on the order of its pixels, so those of a phase stay together.
     """
-    n_boxes = -(-strip.core_pixels().shape[1] // box_size[1])
+    n_y, n_x = (-(-n // side) for n, side in zip(strip.core_pixels().shape, box_size, strict=True))
     height, width = (side // period for side, period in zip(box_size, pattern.shape, strict=True))
-    values = np.full((n_boxes, len(phases), height, width), fill)
+    values = np.full((n_y, n_x, len(phases), height, width), fill)
     for k, plane in enumerate(phases.values()):
-        n_y, whole = len(plane), plane.shape[1] // width
-        values[:whole, k, :n_y] = plane[:, : whole * width].reshape(n_y, whole, width).transpose(1, 0, 2)
-        if whole < n_boxes:
-            rest = plane[:, whole * width :]
-            values[whole, k, :n_y, : rest.shape[1]] = rest
-    return values.reshape(n_boxes, -1)
+        # Only a single row of boxes may be shorter than a box.
+        tall, whole = len(plane) // n_y, plane.shape[1] // width
+        rows = plane.reshape(n_y, tall, -1) if plane.size else plane[None]
+        values[:, :whole, k, :tall] = rows[..., : whole * width].reshape(n_y, tall, whole, width).swapaxes(1, 2)
+        if whole < n_x:
+            rest = rows[..., whole * width :]
+            values[:, whole, k, :tall, : rest.shape[2]] = rest
+    return values.reshape(n_y * n_x, -1)
 
 
 def _own_values_of_any_box(
     strip: Tile, pattern: Pattern, box_size: tuple[int, int]
 ) -> Iterator[tuple[str, NDArray[np.number]]]:
     pixels = strip.core_pixels()
-    n_boxes = -(-pixels.shape[1] // box_size[1])
+    n_y, n_x = (-(-n // side) for n, side in zip(pixels.shape, box_size, strict=True))
     rows, columns = (np.arange(c.start, c.stop) % p for c, p in zip(strip.core, pattern.shape, strict=True))
     letters = pattern[np.ix_(rows, columns)]
-    padding = ((0, 0), (0, n_boxes * box_size[1] - pixels.shape[1]))
+    padding = ((0, 0), (0, n_x * box_size[1] - pixels.shape[1]))
     for channel in channel_names(pattern):
         own = np.pad(np.where(letters == channel, pixels, 0), padding)
-        yield channel, own.reshape(len(own), n_boxes, -1).transpose(1, 0, 2).reshape(n_boxes, -1, copy=True)
+        boxes = own.reshape(n_y, -1, n_x, box_size[1]).swapaxes(1, 2)
+        yield channel, boxes.reshape(n_y * n_x, -1, copy=True)
 
 
 def box_n_pixels(pattern: Pattern, channel: str, *, method: str, box_size: tuple[int, int]) -> float:

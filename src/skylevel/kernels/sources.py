@@ -1,8 +1,7 @@
-"""Where the sources are: smooth, threshold, keep what is connected; labels and deblending for the catalogue product."""
+"""Where the sources are: smooth, threshold, keep what is connected, number it."""
 
 import numpy as np
 from numpy.typing import NDArray
-from photutils.segmentation import SegmentationImage, deblend_sources
 from scipy.ndimage import label
 
 from skylevel.kernels.mesh import Mesh, Surface
@@ -159,10 +158,20 @@ def connected(detected: Bool, n_pixels: int) -> Bool:
     """
     if n_pixels == 1:
         return detected.copy()
+    halo = n_pixels - 1
+    step = max(_STRIP_PIXELS // detected.shape[1], 4 * halo)
+    kept = np.empty_like(detected)
+    for y in range(0, len(detected), step):
+        top = max(y - halo, 0)
+        part = _connected_in_one(detected[top : y + step + halo], n_pixels)
+        kept[y : y + step] = part[y - top :][:step]
+    return kept
+
+
+def _connected_in_one(detected: Bool, n_pixels: int) -> Bool:
     labels, _ = label(detected, structure=_EDGES_AND_CORNERS)
-    flat = labels.reshape(-1)
     at = np.flatnonzero(detected)
-    found = flat[at]
+    found = labels.reshape(-1)[at]
     kept = np.zeros(detected.shape, bool)
     kept.reshape(-1)[at] = np.bincount(found)[found] >= n_pixels if at.size else False
     return kept
@@ -171,32 +180,3 @@ def connected(detected: Bool, n_pixels: int) -> Bool:
 def label_sources(mask: Bool) -> NDArray[np.int32]:
     """Number the connected sources of a source mask (y, x) from 1; 0 is no source."""
     return np.asarray(label(mask, structure=_EDGES_AND_CORNERS)[0], np.int32)
-
-
-def deblend(
-    smoothed: NDArray[np.floating], mask: Bool, *, n_pixels: int, n_levels: int, contrast: float
-) -> NDArray[np.uint32]:
-    """Label map of a source mask with overlapping sources parted, by photutils' ``deblend_sources``.
-
-    Parameters
-    ----------
-    smoothed : ndarray (y, x) float
-        The smoothed image in which the sources were found.
-    mask : ndarray (y, x) bool
-        True = source.
-    n_pixels, n_levels : int
-    contrast : float
-        See `skylevel.Rows`.
-
-    Returns
-    -------
-    ndarray (y, x) uint32
-        0 where `mask` is False, consecutive labels elsewhere.
-    """
-    labels = label_sources(mask)
-    if not labels.any():
-        return labels.astype(np.uint32)
-    segments = deblend_sources(
-        smoothed, SegmentationImage(labels), n_pixels=n_pixels, n_levels=n_levels, contrast=contrast, progress_bar=False
-    )
-    return np.asarray(segments.data, np.uint32)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, Self
 
 from numpy.typing import NDArray
@@ -34,11 +35,24 @@ class Tile:
         n_y, n_x = image.shape
         return cls(image, (0, 0), (n_y, n_x), (slice(0, n_y), slice(0, n_x)))
 
-    def strips(self, height: int) -> Iterator[Self]:
-        """The tile cut along y into strips of `height` pixels (the last may be shorter)."""
+    def cut(self, height: int, width: int, unit: int) -> Iterator[Iterator[Self]]:
+        """Cut the tile into rows of pieces.
+
+        Parameters
+        ----------
+        height, width : int
+            Pixels of a piece at the most; whole multiples of `unit`, but for pieces at the far edges.
+        unit : int
+            Side of a box along y. What is left of less than this at the far edge is a row of its own.
+        """
         rows, columns = self.core
-        for y in range(rows.start, rows.stop, height):
-            yield replace(self, core=(slice(y, min(y + height, rows.stop)), columns))
+        whole = rows.start + (rows.stop - rows.start) // unit * unit
+        tops = sorted({*range(rows.start, whole, height), whole, rows.stop})
+        for top, bottom in pairwise(tops):
+            yield (
+                replace(self, core=(slice(top, bottom), slice(left, min(left + width, columns.stop))))
+                for left in range(columns.start, columns.stop, width)
+            )
 
     def trim(self, result: NDArray[Any]) -> NDArray[Any]:
         """The rectangle's part of an array that stands for all of `pixels`."""

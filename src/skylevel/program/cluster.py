@@ -14,7 +14,7 @@ from typing import Any
 
 import dask
 from dask.utils import parse_timedelta
-from distributed import Client, LocalCluster, Security, Status
+from distributed import Client, LocalCluster, Security, Status, WorkerPlugin
 from distributed.comm import get_address_host_port
 
 from skylevel.errors import ClusterError
@@ -110,32 +110,28 @@ def worker_memory(client: Client) -> int:
 @contextmanager
 def _local(workers: int | None, n_exposures: int) -> Iterator[Client]:
     n_workers = max(1, min(workers or len(os.sched_getaffinity(0)), n_exposures))
-    with dask.config.set(_SCHEDULER_SETTINGS):
-        with _interrupts_held():
-            started = LocalCluster(
-                n_workers=n_workers,
-                threads_per_worker=1,
-                processes=True,
-                host="127.0.0.1",
-                dashboard_address="127.0.0.1:0",
-                silence_logs=logging.CRITICAL,
-            )
-        with started as cluster, Client(cluster, set_as_default=False) as client:
-            log.info("%d workers on this machine; dashboard %s", n_workers, client.dashboard_link)
-            yield client
+    with (
+        dask.config.set(_SCHEDULER_SETTINGS),
+        LocalCluster(
+            n_workers=n_workers,
+            threads_per_worker=1,
+            processes=True,
+            host="127.0.0.1",
+            dashboard_address="127.0.0.1:0",
+            silence_logs=logging.CRITICAL,
+        ) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        client.register_plugin(_DeafToInterrupts())
+        log.info("%d workers on this machine; dashboard %s", n_workers, client.dashboard_link)
+        yield client
 
 
-@contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Hold Ctrl-C back meanwhile, and for good from the threads and processes that begin here.
+class _DeafToInterrupts(WorkerPlugin):
+    """Ctrl-C, which a terminal sends to every process, is for the driver alone, which ends its workers in order."""
 
-    A terminal sends it to every process, but it is for the driver alone, which ends its workers in order.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    def setup(self, worker: Any) -> None:  # noqa: ARG002 (what Dask calls)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @contextmanager

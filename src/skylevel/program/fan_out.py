@@ -1,5 +1,6 @@
 """Fan items out over a cluster, a bounded number at a time, and never lose one."""
 
+from asyncio import CancelledError
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any, TypeVar
@@ -51,7 +52,8 @@ def _run(
 ) -> Iterator[tuple[Item, Outcome]]:
     waiting = iter(items)
     running: dict[Any, Item] = {}
-    completed = as_completed([], loop=client.loop, with_results=True, raise_errors=False)
+    # Without results: where the scheduler dies while one is fetched, as_completed would never tell of that future.
+    completed = as_completed([], loop=client.loop)
 
     def start() -> None:
         for item in islice(waiting, max(in_flight() - len(running), 0)):
@@ -61,9 +63,9 @@ def _run(
 
     try:
         start()
-        for future, result in completed:
+        for future in completed:
             item = running.pop(future.key)
-            outcome = _outcome(future, result)
+            outcome = _outcome(future)
             future.release()
             start()
             yield item, outcome
@@ -73,9 +75,10 @@ def _run(
             client.cancel([*completed.futures], force=True)
 
 
-def _outcome(future: Future, result: Any) -> Outcome:
-    if future.status == "finished":
-        return result
-    if future.status in ("cancelled", "lost"):
-        raise ClusterError("the scheduler is gone; what was done is stored: run the same command again")
-    return result[1] if isinstance(result, tuple) else result
+def _outcome(future: Future) -> Outcome:
+    try:
+        return future.result()
+    except (Exception, CancelledError) as error:
+        if future.status == "error":
+            return error
+        raise ClusterError("the scheduler is gone; what was done is stored: run the same command again") from error
