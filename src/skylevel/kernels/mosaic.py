@@ -32,7 +32,7 @@ _NO_WEIGHT = 1e-12
 # Pixels of the mosaic in a batch of boxes of own pixels, and columns of a piece that is filled: as much as stays in a
 # core's cache with all that is made of it, whatever the mosaic's width.
 _PLANES_PIXELS = 3_600_000
-_FILLED_WIDTH = 3000
+_FILLED_WIDTH = 6000
 
 # Rows of one phase that are evaluated at a time, so that they stay in a core's cache.
 _STRIP_ROWS = 32
