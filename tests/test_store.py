@@ -234,10 +234,9 @@ def test_a_url_nobody_knows() -> None:
 
 
 def test_small_things_are_attributes_and_come_back_as_they_were(tmp_path):
-    small = xr.Dataset(
-        {"exclude_percentile": ("channel", [10.0, np.nan]), "background": (("mesh_y", "mesh_x"), np.ones((9, 9), "f4"))},
-        coords={"channel": ["R", "G"]},
-    )
+    mesh = (("mesh_y", "mesh_x"), np.ones((9, 9), np.float32))
+    measured = {"exclude_percentile": ("channel", [10.0, np.nan]), "background": mesh}
+    small = xr.Dataset(measured, coords={"channel": ["R", "G"]})
     store = ProgramStore(str(tmp_path / "program.zarr"))
     store.write_estimate("night", small, {})
     folders = sorted(path.name for path in (tmp_path / "program.zarr/exposures/night").iterdir() if path.is_dir())

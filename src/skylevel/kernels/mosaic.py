@@ -34,7 +34,7 @@ _NO_WEIGHT = 1e-12
 _PLANES_PIXELS = 3_600_000
 _FILLED_WIDTH = 6000
 
-# Rows of one phase that are evaluated at a time, so that they stay in a core's cache.
+# Rows of one phase that are subtracted at a time, so that they stay in a core's cache.
 _STRIP_ROWS = 32
 
 
@@ -380,13 +380,19 @@ def subtract_backgrounds(
     """
     period = pattern.shape
     local = np.roll(pattern, (-(origin[0] % period[0]), -(origin[1] % period[1])), (0, 1))
+    n_y, n_x = mosaic.shape
+    phases = [
+        (y, x, Surface(mesh, np.arange(x, n_x, period[1]) + origin[1], box_size=box_size), norm)
+        for channel, mesh, norm in zip(channel_names(pattern), meshes, norms, strict=True)
+        for y, x in np.argwhere(local == channel)
+    ]
     result = np.empty(mosaic.shape, np.float32)
-    for channel, mesh, norm in zip(channel_names(pattern), meshes, norms, strict=True):
-        for y, x in np.argwhere(local == channel):
-            columns = np.arange(x, mosaic.shape[1], period[1]) + origin[1]
-            surface = Surface(mesh, columns, box_size=box_size)
-            for top in range(y, mosaic.shape[0], _STRIP_ROWS * period[0]):
-                rows = np.arange(top, min(top + _STRIP_ROWS * period[0], mosaic.shape[0]), period[0])
+    step = _STRIP_ROWS * period[0]
+    # All phases of a strip before the next: every line of the result is in the cache when it is written again.
+    for top in range(0, n_y, step):
+        for y, x, surface, norm in phases:
+            rows = np.arange(top + y, min(top + step, n_y), period[0])
+            if rows.size:
                 here = np.s_[rows[0] : rows[-1] + 1 : period[0], x :: period[1]]
                 level = surface.at(rows + origin[0])
                 np.subtract(mosaic[here], level, out=level, casting="same_kind", dtype=np.float32)

@@ -1,7 +1,8 @@
 """Fan items out over a cluster, a bounded number at a time, and never lose one."""
 
 from asyncio import CancelledError
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
+from contextlib import closing
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -15,7 +16,7 @@ Outcome = Any
 
 def fan_out(
     client: Client, submit: Callable[[Item], Future], items: Iterable[Item], *, in_flight: Callable[[], int]
-) -> Iterator[tuple[Item, Outcome]]:
+) -> Generator[tuple[Item, Outcome], None, None]:
     """Run every item, and yield each with its result, or with the exception that ended it, as they finish.
 
     Parameters
@@ -39,17 +40,18 @@ def fan_out(
     end, alone, before that counts.
     """
     suspects: list[Item] = []
-    for item, outcome in _run(client, submit, items, in_flight):
-        if isinstance(outcome, KilledWorker):
-            suspects.append(item)
-        else:
-            yield item, outcome
+    with closing(_run(client, submit, items, in_flight)) as outcomes:
+        for item, outcome in outcomes:
+            if isinstance(outcome, KilledWorker):
+                suspects.append(item)
+            else:
+                yield item, outcome
     yield from _run(client, submit, suspects, lambda: 1)
 
 
 def _run(
     client: Client, submit: Callable[[Item], Future], items: Iterable[Item], in_flight: Callable[[], int]
-) -> Iterator[tuple[Item, Outcome]]:
+) -> Generator[tuple[Item, Outcome], None, None]:
     waiting = iter(items)
     running: dict[Any, Item] = {}
     # Without results: where the scheduler dies while one is fetched, as_completed would never tell of that future.

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from itertools import chain
@@ -155,8 +155,9 @@ def run_plan(
         large = _large(left, needs, worker_memory(here))
         submit = _submitter(here, work, url, fresh=overwrite)
         small = [exposure for exposure in left if exposure not in large]
-        outcomes = chain(fan_out(here, submit, small, in_flight=in_flight), _run_large(here, large, work, url))
-        _collect(outcomes, result, store, len(left), progress)
+        # Closed before the client, whatever ends this: what has not begun is taken back while that can be said.
+        with closing(fan_out(here, submit, small, in_flight=in_flight)) as outcomes:
+            _collect(chain(outcomes, _run_large(here, large, work, url)), result, store, len(left), progress)
     return result
 
 
@@ -203,7 +204,8 @@ def export_program(
         with connect(cluster, workers=workers, n_exposures=len(measured)) as client:
             in_flight = _room(client)
             submit = _submitter(client, dict.fromkeys((e.name for e in measured), "export"), url)
-            _collect(fan_out(client, submit, measured, in_flight=in_flight), result, store, len(measured), progress)
+            with closing(fan_out(client, submit, measured, in_flight=in_flight)) as outcomes:
+                _collect(outcomes, result, store, len(measured), progress)
     return result
 
 
