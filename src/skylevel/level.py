@@ -344,7 +344,9 @@ def _levels(image: Any, mask: Any, dim: str, recipe: Rows) -> Any:
         image, mask = image.T, mask.T
     if not isinstance(image, da.Array):
         return row_level(image, mask, positive_only=recipe.positive_only)
-    whole_rows = image.rechunk({0: "auto", 1: -1})
+    # Whole rows, as many pixels of them as a chunk has now.
+    rows = max(image.chunksize[0] * image.chunksize[1] // image.shape[1], 1)
+    whole_rows = image.rechunk({0: rows, 1: -1})
     return da.map_blocks(
         row_level,
         whole_rows,
