@@ -582,3 +582,16 @@ def _run_on_s3(program: Program, tmp_path: Path) -> None:
         GOOD, "done"
     )
     assert sorted(sl.open_program("s3://sky/out")["NRCA1/F200W"]["exposure"].values) == sorted(GOOD[:3])
+
+
+def test_a_second_run_into_the_same_output_keeps_what_the_first_did(tmp_path: Path, client: Client) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder in (first, second):
+        folder.mkdir()
+    write_exposure(first / "a.fits")
+    write_truncated(first / "broken.fits")
+    write_exposure(second / "b.fits")
+    for folder in (first, second):
+        sl.run(folder, tmp_path / "out", client=client)
+    states = {state.name: state.state for state in program_status(str(tmp_path / "out"))}
+    assert states == {"a": "done", "b": "done"}

@@ -154,6 +154,10 @@ class ProgramStore:
         """Write the driver's index."""
         self._write_json("plan.json", plan)
 
+    def has_plan(self) -> bool:
+        """Whether a program was run into this folder before."""
+        return bool(self._files.exists(f"{self._root}/plan.json"))
+
     def read_plan(self) -> dict[str, Any]:
         """The driver's index.
 

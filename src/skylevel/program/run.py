@@ -138,27 +138,55 @@ def run_plan(
     progress: Progress | None = None,
 ) -> ProgramResult:
     """Do what is left of a plan; see `run`."""
-    url = store_url(output)
-    store = ProgramStore(url)
-    store.write_plan(plan_index(plan))
-    work = {exposure.name: "measure" for exposure in plan} if overwrite else work_left(plan, store)
-    result = ProgramResult(output, skipped=[name for name, what in work.items() if what == "nothing"])
-    left = [exposure for exposure in plan if work[exposure.name] != "nothing"]
+    store, result, work, left = _begin(plan, plan, output, overwrite=overwrite)
     counts = ", ".join(f"{n} {name}" for name, n in sorted(summarize(left).items())) or "nothing"
     log.info("%d exposures: %d done already, to do: %s", len(plan), len(result.skipped), counts)
-    if not left:
-        return result
-    needs = forecast(left)
-    require_disk(needs, output)
-    with connected(client, cluster, workers, len(left)) as here:
-        in_flight = _room(here)
-        large = _large(left, needs, worker_memory(here))
-        submit = _submitter(here, work, url, fresh=overwrite)
-        small = [exposure for exposure in left if exposure not in large]
-        # Closed before the client, whatever ends this: what has not begun is taken back while that can be said.
-        with closing(fan_out(here, submit, small, in_flight=in_flight)) as outcomes:
-            _collect(chain(outcomes, _run_large(here, large, work, url)), result, store, len(left), progress)
+    if left:
+        with connected(client, cluster, workers, len(left)) as here:
+            _execute(here, left, work, result, store, fresh=overwrite, progress=progress)
     return result
+
+
+def _begin(
+    plan: Sequence[Exposure], share: Sequence[Exposure], output: str, *, overwrite: bool
+) -> tuple[ProgramStore, ProgramResult, Mapping[str, Work], list[Exposure]]:
+    """Write the plan into the store, and find what is left of a share of it."""
+    store = ProgramStore(store_url(output))
+    work: dict[str, Work] = dict.fromkeys((e.name for e in share), "measure") if overwrite else work_left(share, store)
+    left = [exposure for exposure in share if work[exposure.name] != "nothing"]
+    require_disk(forecast(left), output)
+    store.write_plan(plan_index(_with_earlier(plan, store)))
+    return store, ProgramResult(output, skipped=[name for name, what in work.items() if what == "nothing"]), work, left
+
+
+def _with_earlier(plan: Sequence[Exposure], store: ProgramStore) -> list[Exposure]:
+    """The plan, and what earlier runs into the same output measured beside it."""
+    names = {exposure.name for exposure in plan}
+    earlier = read_plan(store) if store.has_plan() else []
+    kept = (exposure for exposure in earlier if exposure.name not in names and _is_measured(exposure, store))
+    return sorted([*kept, *plan], key=lambda exposure: exposure.name)
+
+
+def _execute(
+    client: Client,
+    exposures: Sequence[Exposure],
+    work: Mapping[str, Work],
+    result: ProgramResult,
+    store: ProgramStore,
+    *,
+    fresh: bool = False,
+    progress: Progress | None = None,
+) -> None:
+    """Fan the exposures out, then do those that no worker can hold."""
+    in_flight = _room(client)
+    large = _large(exposures, forecast(exposures), worker_memory(client))
+    names = {exposure.name for exposure in large}
+    small = [exposure for exposure in exposures if exposure.name not in names]
+    submit = _submitter(client, work, store.url, fresh=fresh)
+    # Closed before the client, whatever ends this: what has not begun is taken back while that can be said.
+    with closing(fan_out(client, submit, small, in_flight=in_flight)) as outcomes:
+        every = chain(outcomes, _run_large(client, large, work, store.url))
+        _collect(every, result, store, len(exposures), progress)
 
 
 def _large(exposures: Sequence[Exposure], needs: Mapping[str, Need], available: int) -> list[Exposure]:
@@ -192,20 +220,18 @@ def export_program(
     StoreError
         No program was run into `output`.
     """
-    url = store_url(output)
-    store = ProgramStore(url)
-    plan = read_plan(store)
-    measured = [exposure for exposure in plan if _is_measured(exposure, store)]
+    store = ProgramStore(store_url(output))
     result = ProgramResult(output)
-    for exposure in plan:
-        if exposure not in measured:
+    measured: list[Exposure] = []
+    for exposure in read_plan(store):
+        if _is_measured(exposure, store):
+            measured.append(exposure)
+        else:
             result.failed[exposure.name] = f"{exposure.source}: not measured yet: run the program again"
     if measured:
+        work: dict[str, Work] = dict.fromkeys((exposure.name for exposure in measured), "export")
         with connect(cluster, workers=workers, n_exposures=len(measured)) as client:
-            in_flight = _room(client)
-            submit = _submitter(client, dict.fromkeys((e.name for e in measured), "export"), url)
-            with closing(fan_out(client, submit, measured, in_flight=in_flight)) as outcomes:
-                _collect(outcomes, result, store, len(measured), progress)
+            _execute(client, measured, work, result, store, progress=progress)
     return result
 
 
@@ -220,14 +246,9 @@ def run_partition(
 ) -> ProgramResult:
     """Do one of `count` shares of a plan in this process, without a scheduler: an element of a job array."""
     share = partition(plan, index, count)
-    url = store_url(output)
-    store = ProgramStore(url)
-    store.write_plan(plan_index(plan))
-    work = {exposure.name: "measure" for exposure in share} if overwrite else work_left(share, store)
-    result = ProgramResult(output, skipped=[name for name, what in work.items() if what == "nothing"])
-    left = [exposure for exposure in share if work[exposure.name] != "nothing"]
+    store, result, work, left = _begin(plan, share, output, overwrite=overwrite)
     log.info("share %d of %d: %d exposures, %d done already", index, count, len(share), len(result.skipped))
-    _collect(_in_this_process(left, work, url, fresh=overwrite), result, store, len(left), progress)
+    _collect(_in_this_process(left, work, store.url, fresh=overwrite), result, store, len(left), progress)
     return result
 
 
