@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
+import pytest
 from astropy.io import fits
 
 from scenes import make_image, make_mosaic
-from skylevel import demo
+from skylevel import cli, demo
 
 SKYLEVEL = Path(sys.executable).with_name("skylevel")
 SHAPE = (160, 200)
@@ -59,6 +61,13 @@ def skylevel(*arguments: object, env: Mapping[str, str] | None = None, timeout: 
     """Run the command line as a user does; a traceback fails the test, whatever the command was."""
     process = start_skylevel(*arguments, env=env)
     return finish(process, timeout=timeout)
+
+
+def skylevel_here(*arguments: object) -> int:
+    """Run the command line in this process, for tests of what it leaves on disk: Python need not start; its status."""
+    with patch.object(sys, "argv", ["skylevel", *map(str, arguments)]), pytest.raises(SystemExit) as ended:
+        cli.main()
+    return int(ended.value.code)
 
 
 def start_skylevel(*arguments: object, env: Mapping[str, str] | None = None, **options: Any) -> subprocess.Popen[str]:

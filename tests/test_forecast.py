@@ -23,17 +23,17 @@ from skylevel.program.run import run_partition
 
 # Levels one exposure in a fresh process, as a worker does, and says the peak memory after the imports and at the end.
 LEVEL_ONE = """
-import json, resource, sys
+import json, sys
 import skylevel, skylevel.io.frame
+from skylevel.allocator import peak_memory
 from skylevel.program.plan import make_plan
 from skylevel.program.run import store_url
 from skylevel.program.tasks import export, measure
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-imported = peak()
+imported = peak_memory()
 source, output, keep = sys.argv[1:]
 (exposure,) = make_plan([source], output, keep=[word for word in keep.split(",") if word])
 export(exposure, measure(exposure, store_url(output), skylevel.__version__), store_url(output))
-print(json.dumps([imported, peak()]))
+print(json.dumps([imported, peak_memory()]))
 """
 
 
@@ -141,3 +141,10 @@ def test_a_mosaic_too_large_for_a_worker_has_the_same_bits(tmp_path):
     (node,) = [node for node in stored.subtree if node.has_data]
     np.testing.assert_array_equal(node["source_mask"][0], levelled.source_mask)
     np.testing.assert_array_equal(node["row_level"][0], levelled.row_level)
+
+
+def test_the_peak_of_a_process_is_its_own(tmp_path):
+    ballast = np.ones(100_000_000)
+    code = "from skylevel.allocator import peak_memory; x = bytearray(b'x') * 50_000_000; print(peak_memory())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 50e6 < int(done.stdout) < 400e6 < ballast.nbytes

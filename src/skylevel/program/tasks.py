@@ -6,7 +6,6 @@ half-written: a worker that dies loses only its own task.
 
 import errno
 import functools
-import resource
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ import numpy as np
 import tenacity
 import xarray as xr
 
+from skylevel.allocator import peak_memory
 from skylevel.errors import ClusterError, UnsupportedFrameError
 from skylevel.io import camera, jwst
 from skylevel.io.blocks import Card, Image
@@ -68,8 +68,8 @@ class Record:
         start = time.perf_counter()
         yield
         self.seconds[name] = round(time.perf_counter() - start, 4)
-        # Linux gives KiB. The peak of the process so far: a later task in the same worker may show an earlier one's.
-        self.peak_mib = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+        # Of the process so far: a later task in the same worker may show an earlier one's.
+        self.peak_mib = round(peak_memory() / (1 << 20), 1)
 
     def metrics(self) -> dict[str, Any]:
         """The record as the store keeps it."""

@@ -1,0 +1,347 @@
+"""Whatever dies on the way, no exposure is lost, none is half-written, and what is left is done by the same command.
+
+Real processes throughout: the command line, its workers, schedulers of their own, and a real full disk. Workers load a
+module first that makes each reading slow, so that there is a middle of the run in which to disturb it.
+"""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from distributed import Client
+
+from programs import finish, image_of, pixels_of, skylevel, start_skylevel, write_exposures
+from skylevel.io.store import ProgramStore
+from skylevel.program.plan import make_plan
+from skylevel.program.run import run_partition
+
+pytestmark = pytest.mark.slow
+
+COUNT = 16
+NAMES = [f"e{i:02d}" for i in range(COUNT)]
+
+PRELOAD = """\
+import os
+import time
+
+import skylevel.program.tasks as tasks
+from skylevel.io.frame import open_frame
+
+
+def open_slowly(path):
+    time.sleep(0.2)
+    if "killer" in str(path):
+        os._exit(1)
+    return open_frame(path)
+
+
+tasks.open_frame = open_slowly
+"""
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Exposures that are small, and slow to read; read only."""
+    folder = tmp_path_factory.mktemp("program")
+    write_exposures(folder, COUNT, shape=(120, 150))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(program: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The levelled pixels of each output, from a run in which nothing happened."""
+    output = tmp_path_factory.mktemp("undisturbed")
+    run_partition(make_plan([str(program)], str(output)), str(output), 1, 1)
+    return pixels_of(output)
+
+
+@pytest.fixture
+def slow(tmp_path: Path) -> dict[str, str]:
+    """An environment whose workers, wherever they are started, read slowly."""
+    (tmp_path / "read_slowly.py").write_text(PRELOAD)
+    return {
+        "DASK_DISTRIBUTED__WORKER__PRELOAD": json.dumps([str(tmp_path / "read_slowly.py")]),
+        "DASK_SKYLEVEL__CONNECT_TIMEOUT": "10s",
+    }
+
+
+@pytest.fixture
+def clean_up() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
+
+
+@pytest.fixture
+def start(clean_up: ExitStack) -> Callable[..., subprocess.Popen[str]]:
+    """Start the command line; whatever becomes of the test, it and its workers are gone afterwards."""
+
+    def started(*arguments: object, **options: Any) -> subprocess.Popen[str]:
+        process = start_skylevel(*arguments, start_new_session=True, **options)
+        clean_up.callback(process.communicate)
+        clean_up.callback(end_session, process.pid)
+        return process
+
+    return started
+
+
+def end_session(session: int) -> None:
+    """Kill every process of a session that a test started."""
+    for process in psutil.process_iter():
+        with suppress(ProcessLookupError, psutil.NoSuchProcess):
+            if os.getsid(process.pid) == session:
+                process.kill()
+
+
+def wait_until(condition: Callable[[], Any], *, seconds: float = 90, what: str = "") -> Any:
+    """What the condition gives once that is true."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"never came: {what or condition}"
+        time.sleep(0.02)
+    return value
+
+
+def n_written(output: Path) -> int:
+    return len(list(output.glob("*_rowbgsub.fits")))
+
+
+def wait_for_outputs(output: Path, count: int) -> None:
+    wait_until(lambda: n_written(output) >= count, what=f"{count} outputs")
+
+
+def workers_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The worker processes that a command with a cluster of its own has started."""
+    children = psutil.Process(process.pid).children(recursive=True)
+    return [child for child in children if "spawn_main" in " ".join(command_of(child))]
+
+
+def command_of(process: psutil.Process) -> list[str]:
+    try:
+        return list(process.cmdline())
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return []
+
+
+def assert_survivors(output: Path, undisturbed: dict[str, bytes]) -> None:
+    """Every output that is there opens, and is the one of an undisturbed run."""
+    for path in output.glob("*.fits"):
+        assert image_of(path).tobytes() == undisturbed[path.name], path.name
+
+
+def assert_whole(output: Path, undisturbed: dict[str, bytes]) -> None:
+    """Every exposure is there, as in an undisturbed run, and nothing else is."""
+    assert pixels_of(output) == undisturbed
+    store = ProgramStore(str(output / "program.zarr"))
+    assert [name for name in store.names() if store.read_attributes(name)] == NAMES
+    assert store.failures() == {}
+    hidden = [path for path in output.rglob(".*") if path.name.endswith((".tmp", ".old"))]
+    assert hidden == []
+
+
+def done_in(process: subprocess.CompletedProcess[str]) -> int:
+    return int(re.search(r"^done +(\d+)\s*$", process.stdout, re.M)[1])
+
+
+class TestWorkersDie:
+    def test_every_one_in_turn(
+        self, program: Path, undisturbed: dict, slow: dict, tmp_path: Path, start: Callable
+    ) -> None:
+        process = start("run", program, "--output", tmp_path / "out", "--workers", 2, env=slow)
+        wait_for_outputs(tmp_path / "out", 2)
+        for worker in workers_of(process):
+            worker.kill()
+            wait_until(lambda: len(workers_of(process)) == 2, what="a worker in its place")
+        ended = finish(process)
+        assert (ended.returncode, done_in(ended)) == (0, COUNT)
+        assert_whole(tmp_path / "out", undisturbed)
+
+    def test_of_one_file_every_time(
+        self, program: Path, undisturbed: dict, slow: dict, tmp_path: Path, start: Callable
+    ) -> None:
+        """It alone fails, by name; those that were in flight beside it are done."""
+        shutil.copytree(program, tmp_path / "in")
+        shutil.copy2(program / "e05.fits", tmp_path / "in" / "e05killer.fits")
+        process = start("run", tmp_path / "in", "--output", tmp_path / "out", "--workers", 2, env=slow)
+        ended = finish(process)
+        assert (ended.returncode, done_in(ended)) == (1, COUNT)
+        failed = [line for line in ended.stderr.splitlines() if line.startswith("failed: ")]
+        assert len(failed) == 1
+        assert str(tmp_path / "in" / "e05killer.fits") in failed[0]
+        assert "its worker died each time it was tried" in failed[0]
+        assert set(ProgramStore(str(tmp_path / "out" / "program.zarr")).failures()) == {"e05killer"}
+        assert pixels_of(tmp_path / "out") == undisturbed
+
+
+class Dask:
+    """A scheduler and workers in processes of their own, as on somebody's cluster."""
+
+    def __init__(self, folder: Path, env: dict[str, str], stack: ExitStack) -> None:
+        self.folder = folder
+        self.env = {**os.environ, **env}
+        self.stack = stack
+        folder.mkdir()
+        self.scheduler = self.start("scheduler", "--host", "127.0.0.1", "--port", "0", "--dashboard-address",
+                                    "127.0.0.1:0", "--scheduler-file", str(folder / "scheduler.json"))  # fmt: skip
+        self.address = str(json.loads(wait_until(self.read, what="a scheduler"))["address"])
+        self.workers = [self.start("worker", self.address, "--nthreads", "1", "--no-dashboard") for _ in range(2)]
+
+    def start(self, *arguments: str) -> subprocess.Popen[bytes]:
+        log = self.stack.enter_context((self.folder / "log").open("ab"))
+        command = [str(Path(sys.executable).with_name("dask")), *arguments]
+        process = subprocess.Popen(
+            command, env=self.env, cwd=self.folder, stdout=log, stderr=log, start_new_session=True
+        )
+        self.stack.callback(process.wait)
+        self.stack.callback(end_session, process.pid)
+        return process
+
+    def read(self) -> str:
+        path = self.folder / "scheduler.json"
+        text = path.read_text() if path.exists() else ""
+        return text if text.rstrip().endswith("}") else ""
+
+    def worker_pids(self) -> list[int]:
+        with Client(self.address, set_as_default=False) as client:
+            client.wait_for_workers(2)
+            return list(client.run(os.getpid).values())
+
+
+class TestSchedulerDies:
+    def test_what_is_left_is_done_on_another(
+        self, program: Path, undisturbed: dict, slow: dict, tmp_path: Path, start: Callable, clean_up: ExitStack
+    ) -> None:
+        output = tmp_path / "out"
+        first = Dask(tmp_path / "first", slow, clean_up)
+        process = start("run", program, "--output", output, "--cluster", first.address, env=slow)
+        wait_for_outputs(output, 4)
+        first.scheduler.kill()
+        ended = finish(process, timeout=120)
+        assert ended.returncode in (1, 2)
+        said = [line for line in ended.stderr.splitlines() if not re.match(r"\d{4}-\d\d-\d\d ", line)]
+        assert said == ["skylevel: the scheduler is gone; what was done is stored: run the same command again"]
+        assert n_written(output) < COUNT
+        assert_survivors(output, undisturbed)
+
+        second = Dask(tmp_path / "second", slow, clean_up)
+        again = skylevel("run", program, "--output", output, "--cluster", second.address)
+        assert again.returncode == 0
+        assert 0 < done_in(again) < COUNT
+        assert_whole(output, undisturbed)
+
+
+class TestWorkerFreezes:
+    def test_the_others_do_its_work(
+        self, program: Path, undisturbed: dict, slow: dict, tmp_path: Path, start: Callable, clean_up: ExitStack
+    ) -> None:
+        ttl = {"DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "4s"}
+        dask = Dask(tmp_path / "dask", slow | ttl, clean_up)
+        frozen = dask.worker_pids()[0]
+        process = start("run", program, "--output", tmp_path / "out", "--cluster", dask.address, env=slow)
+        wait_for_outputs(tmp_path / "out", 4)
+        os.kill(frozen, signal.SIGSTOP)
+        ended = finish(process)
+        assert (ended.returncode, done_in(ended)) == (0, COUNT)
+        assert_whole(tmp_path / "out", undisturbed)
+
+
+class TestCommandEnds:
+    def test_killed(self, program: Path, undisturbed: dict, slow: dict, tmp_path: Path, start: Callable) -> None:
+        output = tmp_path / "out"
+        process = start("run", program, "--output", output, "--workers", 2, env=slow)
+        wait_for_outputs(output, 4)
+        workers = workers_of(process)
+        process.kill()
+        process.wait()
+        wait_until(lambda: not any(worker.is_running() for worker in workers), what="the end of its workers")
+        assert n_written(output) < COUNT
+        assert_survivors(output, undisturbed)
+        again = skylevel("run", program, "--output", output, "--workers", 2)
+        assert again.returncode == 0
+        assert "2 workers on this machine; dashboard http://127.0.0.1:" in again.stderr
+        assert 0 < done_in(again) < COUNT
+        assert_whole(output, undisturbed)
+
+    def test_interrupted(
+        self, program: Path, undisturbed: dict, slow: dict, tmp_path: Path, start: Callable
+    ) -> None:
+        """With Ctrl-C, which a terminal sends to the command and to its workers alike."""
+        output = tmp_path / "out"
+        process = start("run", program, "--output", output, "--workers", 2, env=slow)
+        wait_for_outputs(output, 4)
+        workers = workers_of(process)
+        assert len(workers) == 2
+        began = time.monotonic()
+        os.killpg(process.pid, signal.SIGINT)
+        ended = finish(process, timeout=60)
+        assert time.monotonic() - began < 15
+        assert ended.returncode == 130
+        said = [line for line in ended.stderr.splitlines() if line and not re.match(r"\d{4}-\d\d-\d\d ", line)]
+        assert said == ["skylevel: stopped. What is done is stored; run the same command again to do the rest."]
+        assert not any(worker.is_running() for worker in workers)
+        assert n_written(output) < COUNT
+        assert_survivors(output, undisturbed)
+        again = skylevel("run", program, "--output", output, "--workers", 2)
+        assert again.returncode == 0
+        assert_whole(output, undisturbed)
+
+
+@contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[Path]:
+    """A file system of its own, of a few hundred KB."""
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "skylevel-test", str(folder)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("mounting a small file system needs root")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_full_disk(
+    program: Path, undisturbed: dict, slow: dict, tmp_path: Path, start: Callable, clean_up: ExitStack
+) -> None:
+    disk = clean_up.enter_context(small_disk(tmp_path / "disk", "16m"))
+    output = disk / "out"
+    run = ("run", program, "--output", output, "--workers", 2)
+    process = start(*run, env=slow)
+    wait_for_outputs(output, 4)
+    filler = fill(disk)
+    full = finish(process)
+    assert full.returncode == 1
+    failed = [line for line in full.stderr.splitlines() if line.startswith("failed: ")]
+    assert len(failed) + done_in(full) == COUNT
+    assert 4 <= done_in(full) < COUNT
+    assert all("No space left on device" in line and str(program) in line for line in failed)
+    assert_survivors(output, undisturbed)
+    assert n_written(output) >= done_in(full)
+
+    filler.unlink()
+    again = skylevel(*run)
+    assert again.returncode == 0
+    assert done_in(again) == len(failed)
+    assert_whole(output, undisturbed)
+
+
+def fill(disk: Path) -> Path:
+    """Take all the space that is left, as somebody else's program would."""
+    path = disk / "filler"
+    with path.open("wb", buffering=0) as stream:
+        for piece in (b"x" * (1 << 16), b"x" * 512):
+            with suppress(OSError):
+                while True:
+                    stream.write(piece)
+    return path
