@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import json
 import logging
 import os
 import shutil
@@ -17,6 +18,7 @@ import pytest
 import zarr
 from astropy.io import fits
 from distributed import Client, Future
+from threadpoolctl import threadpool_info
 
 import skylevel as sl
 from programs import image_of, pixels_of, stamps, write_exposure, write_exposures, write_raw, write_truncated
@@ -270,6 +272,25 @@ def fake_mask(output: Path, name: str) -> np.ndarray:
     mask[:, 150:] = False
     array[:] = mask
     return mask
+
+
+class TestLeftovers:
+    """What a killed worker left on the way to an output goes with the run that does its exposure."""
+
+    def test_of_its_own_exposures_alone(self, copied: Program, client: Client) -> None:
+        token = "0123456789abcdef" * 2
+        store = copied.output / "program.zarr"
+        own = [
+            copied.output / f".e00_rowbgsub.fits.{token}.tmp",
+            store / "exposures" / f".e00.{token}.tmp",
+            store / "exported" / f".e00.json.{token}.tmp",
+        ]
+        others = [copied.output / f".e01_rowbgsub.fits.{token}.tmp", store / "exposures" / f".e00.x.{token}.tmp"]
+        for path in (*own, *others):
+            path.mkdir() if path.parent.name == "exposures" else path.touch()
+        (copied.output / "e00_rowbgsub.fits").unlink()
+        sl.run(copied.folder, copied.output, client=client)
+        assert [path for path in (*own, *others) if path.exists()] == others
 
 
 class TestChangedSettings:
@@ -594,3 +615,23 @@ def test_a_second_run_into_the_same_output_keeps_what_the_first_did(tmp_path: Pa
         sl.run(folder, tmp_path / "out", client=client)
     states = {state.name: state.state for state in program_status(str(tmp_path / "out"))}
     assert states == {"a": "done", "b": "done"}
+
+
+def test_each_stages_time_and_memory_are_kept(tmp_path: Path) -> None:
+    write_exposure(tmp_path / "a.fits")
+    plan = make_plan([str(tmp_path)], str(tmp_path / "out"))
+    (record,) = run_partition(plan, str(tmp_path / "out"), 1, 1).done
+    assert list(record.seconds) == list(record.peaks_mib) == ["read", "measure", "store", "export"]
+    assert all(0 < seconds < 60 for seconds in record.seconds.values())
+    assert record.peak_mib == record.peaks_mib["export"] > 50
+    kept = json.loads((tmp_path / "out/program.zarr/exported/a.json").read_text())
+    assert kept["metrics"] == {"seconds": record.seconds, "peaks_mib": record.peaks_mib}
+
+
+def test_a_task_works_in_one_thread() -> None:
+    @task
+    def threads(exposure: Exposure) -> Record:
+        numpy_pools = [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+        return Record("threads", seconds=dict(enumerate(numpy_pools)))  # type: ignore[arg-type]
+
+    assert set(threads(None).seconds.values()) == {1}

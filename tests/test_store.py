@@ -185,13 +185,13 @@ class TestFailures:
 
     def test_exports_likewise(self, store: ProgramStore) -> None:
         assert store.export_keys() == {}
-        store.write_export("a", "key")
+        store.write_export("a", "key", {})
         assert store.export_keys() == {"a": "key"}
 
     @pytest.mark.parametrize("content", ["", "{", "[]", "{}", "null"])
     def test_a_damaged_record_says_nothing(self, store: ProgramStore, content: str) -> None:
-        store.write_export("a", "key")
-        store.write_export("b", "key")
+        store.write_export("a", "key", {})
+        store.write_export("b", "key", {})
         Path(store.url, "exported", "a.json").write_text(content)
         assert store.export_keys() == {"b": "key"}
 

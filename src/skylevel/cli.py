@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -322,12 +323,23 @@ def _print_result(result: "ProgramResult") -> int:
     """Print the final table: done, failed with reasons, where the files are."""
     before = [("done before", str(len(result.skipped)))] if result.skipped else []
     done, failed = (str(len(some)) for some in (result.done, result.failed))
-    _print_columns(
-        [("done", done), *before, ("failed", failed), ("outputs", result.output), ("store", result.store)]
-    )
+    took = [("work", _work(result))] if result.done else []
+    where = [("outputs", result.output), ("store", result.store)]
+    _print_columns([("done", done), *before, ("failed", failed), *took, *where])
     for reason in result.failed.values():
         errors.print(f"failed: {reason}", markup=False)
     return FAILED if result.failed else 0
+
+
+def _work(result: "ProgramResult") -> str:
+    """Where the workers' time went, and the most memory that one held."""
+    seconds: Counter[str] = Counter()
+    for record in result.done:
+        seconds.update(record.seconds)
+    stages = ", ".join(f"{stage} {total:.1f} s" for stage, total in seconds.items())
+    slowest = max(result.done, key=lambda record: sum(record.seconds.values()))
+    peak = max(record.peak_mib for record in result.done)
+    return f"{stages}; slowest {slowest.name} {sum(slowest.seconds.values()):.1f} s; a worker held up to {peak:.0f} MiB"
 
 
 def _print_columns(rows: Sequence[tuple[str, ...]]) -> None:

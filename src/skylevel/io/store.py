@@ -187,9 +187,9 @@ class ProgramStore:
         """Why each failed exposure failed, by name."""
         return self._read_all("failed", "reason")
 
-    def write_export(self, name: str, key: str) -> None:
-        """Remember under which key an exposure's outputs were written."""
-        self._write_json(f"exported/{name}.json", {"key": key})
+    def write_export(self, name: str, key: str, metrics: Mapping[str, Any]) -> None:
+        """Remember under which key an exposure's outputs were written, and what it took."""
+        self._write_json(f"exported/{name}.json", {"key": key, "metrics": metrics})
 
     def export_keys(self) -> dict[str, str]:
         """The key under which each exposure's outputs were written, by name."""

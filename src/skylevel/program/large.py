@@ -90,7 +90,7 @@ def export_large(exposure: Exposure, measured: Record | None, store_url: str) ->
         levels = store.read_estimate(exposure.name)[["row_level"]].load()
         blocks = RowBlocks(frame["sci"].shape, frame["sci"].dtype, _levelled_blocks(frame, levels, _rows(exposure)))
         write_levelled(path, exposure, frame, blocks)
-    store.write_export(exposure.name, exposure.export_key)
+    store.write_export(exposure.name, exposure.export_key, record.metrics())
     record.say(f"wrote {url}")
     return record
 

@@ -17,6 +17,7 @@ from typing import Any, Concatenate, ParamSpec
 import numpy as np
 import tenacity
 import xarray as xr
+from threadpoolctl import ThreadpoolController
 
 from skylevel.allocator import peak_memory
 from skylevel.errors import ClusterError, UnsupportedFrameError
@@ -51,12 +52,30 @@ _NOT_FACTS = ("wcs", "path")
 
 @dataclass(slots=True)
 class Record:
-    """What a task says of itself: steps with their times (POSIX), seconds by stage, peak memory."""
+    """What a task says of itself.
+
+    Attributes
+    ----------
+    name : str
+        The exposure's.
+    steps : list of (float, str)
+        What was done, and when (POSIX time).
+    seconds : dict of float
+        Wall time of each stage.
+    peaks_mib : dict of float
+        The most memory that the worker had held by the end of each stage, in MiB. It is the process's: a later
+        exposure in the same worker may show an earlier one's.
+    """
 
     name: str
     steps: list[tuple[float, str]] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
-    peak_mib: float = 0.0
+    peaks_mib: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def peak_mib(self) -> float:
+        """The most of all stages."""
+        return max(self.peaks_mib.values(), default=0.0)
 
     def say(self, text: str) -> None:
         """Note a step that was just done."""
@@ -64,16 +83,15 @@ class Record:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Time a stage."""
+        """Measure a stage."""
         start = time.perf_counter()
         yield
         self.seconds[name] = round(time.perf_counter() - start, 4)
-        # Of the process so far: a later task in the same worker may show an earlier one's.
-        self.peak_mib = round(peak_memory() / (1 << 20), 1)
+        self.peaks_mib[name] = round(peak_memory() / (1 << 20), 1)
 
     def metrics(self) -> dict[str, Any]:
         """The record as the store keeps it."""
-        return {"seconds": self.seconds, "peak_mib": self.peak_mib}
+        return {"seconds": self.seconds, "peaks_mib": self.peaks_mib}
 
 
 def is_transient(error: BaseException | None) -> bool:
@@ -88,13 +106,25 @@ def is_transient(error: BaseException | None) -> bool:
 def task(
     function: Callable[Concatenate[Exposure, P], Record],
 ) -> Callable[Concatenate[Exposure, P], Record]:
-    """A task that is tried again, a bounded number of times, after a transient error."""
+    """A task that works in one thread, and is tried again, a bounded number of times, after a transient error."""
+
+    @functools.wraps(function)
+    def in_one_thread(exposure: Exposure, /, *args: P.args, **kwargs: P.kwargs) -> Record:
+        # Workers are as many as there are cores; pools of BLAS and OpenMP on top of that would fight over them.
+        with _thread_pools().limit(limits=1):
+            return function(exposure, *args, **kwargs)
+
     return tenacity.retry(
         retry=tenacity.retry_if_exception(is_transient),
         stop=tenacity.stop_after_attempt(_ATTEMPTS),
         wait=tenacity.wait_random_exponential(multiplier=0.5, max=5.0),
         reraise=True,
-    )(function)
+    )(in_one_thread)
+
+
+@functools.cache
+def _thread_pools() -> ThreadpoolController:
+    return ThreadpoolController()
 
 
 @task
@@ -163,7 +193,7 @@ def export(exposure: Exposure, measured: Record | None, store_url: str) -> Recor
             with local_output(url) as path:
                 _WRITERS[kind](path, exposure, frame, estimate)
             record.say(f"wrote {url}")
-        store.write_export(exposure.name, exposure.export_key)
+    store.write_export(exposure.name, exposure.export_key, record.metrics())
     return record
 
 
