@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from skylevel import __version__
-from skylevel.errors import SettingsError, SkylevelError
+from skylevel.errors import SchedulerLostError, SettingsError, SkylevelError
 from skylevel.recipes import RECIPES, Recipe
 from skylevel.settings_file import read_settings, to_toml
 
@@ -41,7 +41,7 @@ def main() -> None:
         status = WRONG
     except SkylevelError as error:
         errors.print(f"skylevel: {error}", markup=False)
-        status = WRONG
+        status = FAILED if isinstance(error, SchedulerLostError) else WRONG
     except OSError as error:
         # Such as an output folder that cannot be made.
         errors.print(f"skylevel: {' '.join(str(error).split())}", markup=False)

@@ -39,3 +39,7 @@ class StoreError(SkylevelError):
 
 class ClusterError(SkylevelError):
     """The cluster could not be reached or started, or its workers do not fit this client."""
+
+
+class SchedulerLostError(ClusterError):
+    """The scheduler died or went out of reach in the middle of a run; what was done is stored."""

@@ -2,7 +2,6 @@
 
 import logging
 import math
-import os
 import signal
 import subprocess
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import dask
+from dask.system import CPU_COUNT
 from dask.utils import parse_timedelta
 from distributed import Client, LocalCluster, Security, Status, WorkerPlugin
 from distributed.comm import get_address_host_port
@@ -109,7 +109,7 @@ def worker_memory(client: Client) -> int:
 
 @contextmanager
 def _local(workers: int | None, n_exposures: int) -> Iterator[Client]:
-    n_workers = max(1, min(workers or len(os.sched_getaffinity(0)), n_exposures))
+    n_workers = max(1, min(workers or CPU_COUNT, n_exposures))
     with (
         dask.config.set(_SCHEDULER_SETTINGS),
         LocalCluster(

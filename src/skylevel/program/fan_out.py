@@ -8,10 +8,12 @@ from typing import Any, TypeVar
 
 from distributed import Client, Future, KilledWorker, as_completed
 
-from skylevel.errors import ClusterError
+from skylevel.errors import SchedulerLostError
 
 Item = TypeVar("Item")
 Outcome = Any
+
+_GONE = "the scheduler is gone; what was done is stored: run the same command again"
 
 
 def fan_out(
@@ -31,7 +33,7 @@ def fan_out(
 
     Raises
     ------
-    ClusterError
+    SchedulerLostError
         The scheduler is gone.
 
     Notes
@@ -83,4 +85,4 @@ def _outcome(future: Future) -> Outcome:
     except (Exception, CancelledError) as error:
         if future.status == "error":
             return error
-        raise ClusterError("the scheduler is gone; what was done is stored: run the same command again") from error
+        raise SchedulerLostError(_GONE) from error

@@ -40,10 +40,12 @@ from skylevel.recipes import Channels, Rows
 P = ParamSpec("P")
 
 # What a file system or network may do once and not again; a missing or damaged file stays so.
-_TRANSIENT = {
-    errno.EAGAIN, errno.EBUSY, errno.ECONNABORTED, errno.ECONNRESET, errno.EINTR, errno.EIO, errno.ENETDOWN,
-    errno.ENETUNREACH, errno.EREMOTEIO, errno.ESTALE, errno.ETIMEDOUT,
-}  # fmt: skip
+_TRANSIENT_NAMES = (
+    "EAGAIN", "EBUSY", "ECONNABORTED", "ECONNRESET", "EINTR", "EIO", "ENETDOWN", "ENETUNREACH", "EREMOTEIO", "ESTALE",
+    "ETIMEDOUT",
+)  # fmt: skip
+# Not every system has every one.
+_TRANSIENT = {getattr(errno, name) for name in _TRANSIENT_NAMES if hasattr(errno, name)}
 _ATTEMPTS = 4
 
 # Attributes of a frame that the store keeps as facts about the exposure.
