@@ -219,10 +219,11 @@ class _Moments:
 
 def _count_finite(values: NDArray[np.number]) -> Int:
     """How many values of each sorted row are not NaN."""
+    n, width = values.shape
     if not np.isnan(values[:, -1]).any():
-        return np.full(len(values), values.shape[1], np.intp)
-    # NaN alone differs from itself.
-    return np.count_nonzero(values == values, axis=1)
+        return np.full(n, width, np.intp)
+    every = np.full(n, np.inf)
+    return _kept_range(values, -every, every, np.zeros(n, np.intp), np.full(n, width), np.arange(n))[1]
 
 
 def _median(values: NDArray[np.number], lo: Int, hi: Int, rows: Int | None = None) -> Float:

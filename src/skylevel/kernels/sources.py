@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import label
 
-from skylevel.kernels.mesh import Mesh, Surface
+from skylevel.kernels.mesh import Float32, Mesh, Surface
 
 Bool = NDArray[np.bool_]
 
@@ -14,6 +14,9 @@ _OVERSAMPLING = 10
 
 # Weights below this lose digits that count when they are what is left of 1 in float32.
 _COARSE_WEIGHT = 0.01
+
+# Where more than this part of a strip is looked at closely, whole surfaces cost less than their points.
+_MANY = 0.1
 
 # Strips of about this many pixels stay in a core's cache.
 _STRIP_PIXELS = 262_144
@@ -55,7 +58,7 @@ def smooth(image: NDArray[np.floating], *, fwhm: float, size: int) -> NDArray[np
     if not invalid.any():
         return _convolve(image, taps)
     known = image.copy()
-    np.putmask(known, invalid, 0)
+    np.copyto(known, 0, where=invalid)
     total = _convolve(known, taps)
     # The weight that is left is exactly 1 away from invalid pixels, so the result there does not depend on whether
     # some other part of the image has any. Float32 is too coarse for it where the kernel's corners weigh little.
@@ -129,14 +132,24 @@ def above_threshold(
         start = max(y - half, 0)
         smoothed = smooth(image[start : stop + half], fwhm=fwhm, size=size)[y - start :][: stop - y]
         rows = np.arange(y, stop) + origin[0]
-        # Few pixels reach even the least that the surfaces can be here: only those are looked at closely.
-        result[y:stop] = smoothed >= background.floor(rows) + threshold * rms.floor(rows) if threshold >= 0 else True
-        at_y, at_x = np.divmod(np.flatnonzero(result[y:stop]), n_x)
-        limit = rms.at_points(rows, at_y, at_x)
-        limit *= threshold
-        limit += background.at_points(rows, at_y, at_x)
-        result[y + at_y, at_x] = smoothed[at_y, at_x] > limit
+        # Mostly few pixels reach even the least that the surfaces can be here, and only those are looked at closely.
+        near = smoothed >= background.floor(rows) + threshold * rms.floor(rows)
+        at = np.flatnonzero(near) if threshold >= 0 else np.arange(near.size)
+        if at.size > _MANY * near.size:
+            np.greater(smoothed, _limit(rms.at(rows), background.at(rows), threshold), out=result[y:stop])
+            continue
+        at_y, at_x = np.divmod(at, n_x)
+        limit = _limit(rms.at_points(rows, at_y, at_x), background.at_points(rows, at_y, at_x), threshold)
+        near.reshape(-1)[at] = smoothed.reshape(-1)[at] > limit
+        result[y:stop] = near
     return result
+
+
+def _limit(rms: Float32, background: Float32, threshold: float) -> Float32:
+    """What a pixel must exceed; the arrays are used up."""
+    rms *= threshold
+    rms += background
+    return rms
 
 
 def connected(detected: Bool, n_pixels: int) -> Bool:
