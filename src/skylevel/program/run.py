@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from itertools import chain
 from os import PathLike, fspath
@@ -21,6 +22,7 @@ from skylevel.program.cluster import check_workers, connect, worker_memory
 from skylevel.program.fan_out import fan_out
 from skylevel.program.forecast import Need, forecast, require_disk, too_large
 from skylevel.program.large import export_large, measure_large, require_possible
+from skylevel.program.parcel import unwrap, wrap
 from skylevel.program.plan import Exposure, make_plan, partition, summarize
 from skylevel.program.tasks import Record, export, measure
 from skylevel.recipes import Recipe
@@ -138,25 +140,27 @@ def run_plan(
     progress: Progress | None = None,
 ) -> ProgramResult:
     """Do what is left of a plan; see `run`."""
-    store, result, work, left = _begin(plan, plan, output, overwrite=overwrite)
+    store, result, work, left, needs = _begin(plan, plan, output, overwrite=overwrite)
     counts = ", ".join(f"{n} {name}" for name, n in sorted(summarize(left).items())) or "nothing"
     log.info("%d exposures: %d done already, to do: %s", len(plan), len(result.skipped), counts)
     if left:
         with connected(client, cluster, workers, len(left)) as here:
-            _execute(here, left, work, result, store, fresh=overwrite, progress=progress)
+            _execute(here, left, needs, work, result, store, fresh=overwrite, progress=progress)
     return result
 
 
 def _begin(
     plan: Sequence[Exposure], share: Sequence[Exposure], output: str, *, overwrite: bool
-) -> tuple[ProgramStore, ProgramResult, Mapping[str, Work], list[Exposure]]:
-    """Write the plan into the store, and find what is left of a share of it."""
+) -> tuple[ProgramStore, ProgramResult, Mapping[str, Work], list[Exposure], Mapping[str, Need]]:
+    """Write the plan into the store, and find what is left of a share of it, and what that needs."""
     store = ProgramStore(store_url(output))
     work: dict[str, Work] = dict.fromkeys((e.name for e in share), "measure") if overwrite else work_left(share, store)
     left = [exposure for exposure in share if work[exposure.name] != "nothing"]
-    require_disk(forecast(left), output)
+    needs = forecast(left)
+    require_disk(needs, output)
     store.write_plan(plan_index(_with_earlier(plan, store)))
-    return store, ProgramResult(output, skipped=[name for name, what in work.items() if what == "nothing"]), work, left
+    result = ProgramResult(output, skipped=[name for name, what in work.items() if what == "nothing"])
+    return store, result, work, left, needs
 
 
 def _with_earlier(plan: Sequence[Exposure], store: ProgramStore) -> list[Exposure]:
@@ -170,6 +174,7 @@ def _with_earlier(plan: Sequence[Exposure], store: ProgramStore) -> list[Exposur
 def _execute(
     client: Client,
     exposures: Sequence[Exposure],
+    needs: Mapping[str, Need],
     work: Mapping[str, Work],
     result: ProgramResult,
     store: ProgramStore,
@@ -179,7 +184,7 @@ def _execute(
 ) -> None:
     """Fan the exposures out, then do those that no worker can hold."""
     in_flight = _room(client)
-    large = _large(exposures, forecast(exposures), worker_memory(client))
+    large = _large(exposures, needs, worker_memory(client))
     names = {exposure.name for exposure in large}
     small = [exposure for exposure in exposures if exposure.name not in names]
     submit = _submitter(client, work, store.url, fresh=fresh)
@@ -231,7 +236,7 @@ def export_program(
     if measured:
         work: dict[str, Work] = dict.fromkeys((exposure.name for exposure in measured), "export")
         with connect(cluster, workers=workers, n_exposures=len(measured)) as client:
-            _execute(client, measured, work, result, store, progress=progress)
+            _execute(client, measured, forecast(measured), work, result, store, progress=progress)
     return result
 
 
@@ -246,7 +251,7 @@ def run_partition(
 ) -> ProgramResult:
     """Do one of `count` shares of a plan in this process, without a scheduler: an element of a job array."""
     share = partition(plan, index, count)
-    store, result, work, left = _begin(plan, share, output, overwrite=overwrite)
+    store, result, work, left, _ = _begin(plan, share, output, overwrite=overwrite)
     log.info("share %d of %d: %d exposures, %d done already", index, count, len(share), len(result.skipped))
     _collect(_in_this_process(left, work, store.url, fresh=overwrite), result, store, len(left), progress)
     return result
@@ -332,11 +337,16 @@ def _submitter(
     def submit(exposure: Exposure) -> Future:
         measured: Future | None = None
         if work[exposure.name] == "measure":
-            key = f"measure-{token}-{exposure.name}"
-            measured = client.submit(measure, exposure, url, version("skylevel"), fresh=fresh, key=key, pure=False)
-        return client.submit(export, exposure, measured, url, key=f"export-{token}-{exposure.name}", pure=False)
+            call = wrap(partial(measure, exposure, url, version("skylevel"), fresh=fresh))
+            measured = client.submit(unwrap, call, key=f"measure-{token}-{exposure.name}", pure=False)
+        call = wrap(partial(_export_after, exposure, url))
+        return client.submit(unwrap, call, measured, key=f"export-{token}-{exposure.name}", pure=False)
 
     return submit
+
+
+def _export_after(exposure: Exposure, url: str, measured: Record | None) -> Record:
+    return export(exposure, measured, url)
 
 
 def _in_this_process(

@@ -1,0 +1,1 @@
+"""What is timed, one module for each set of imports; each function prepares a contender. See `contender`."""

@@ -1,0 +1,50 @@
+"""From a file to the store and FITS, as a worker does it; and what the limits count in its place."""
+
+import shutil
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rawpy
+from astropy.io import fits
+
+from skylevel.io.frame import open_frame
+from skylevel.level import level_channels, level_rows
+from skylevel.program.plan import make_plan
+from skylevel.program.run import store_url
+from skylevel.program.tasks import export, measure
+
+Prepared = tuple[Callable[[], Any], Callable[[], Any]]
+
+
+def levelled(path: str, output: str) -> Prepared:
+    (exposure,) = make_plan([path], output)
+    url = store_url(output)
+
+    def run() -> None:
+        export(exposure, measure(exposure, url, version("skylevel")), url)
+
+    return run, lambda: shutil.rmtree(output)
+
+
+def kernel(path: str) -> Callable[[], Any]:
+    frame = open_frame(path)
+    if frame.attrs["kind"] == "jwst":
+        frame = frame[["sci"]].load()
+        return lambda: level_rows(frame)
+    frame.load()
+    return lambda: level_channels(frame)
+
+
+def unpack_and_write(path: str, output: str) -> Prepared:
+    """What any program must do: LibRaw unpacks, astropy writes float32."""
+    target = Path(output)
+
+    def run() -> None:
+        with rawpy.imread(path) as raw:
+            mosaic = raw.raw_image_visible.astype(np.float32)
+        fits.writeto(target, mosaic)
+
+    return run, target.unlink

@@ -1,0 +1,39 @@
+"""skylevel's kernels through `level_rows` and `level_channels`, memory to memory."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from skylevel.level import estimate_background, estimate_channels, level_channels, level_rows
+from skylevel.recipes import Channels, Rows
+
+
+def rows_frame(path: str) -> xr.Dataset:
+    return xr.Dataset({"sci": (("y", "x"), np.load(path))}, attrs={"kind": "jwst", "fast_axis": -1})
+
+
+def raw_frame(path: str) -> xr.Dataset:
+    attrs = {"kind": "camera", "color_filter_array": ["RG", "GB"]}
+    return xr.Dataset({"raw": (("y", "x"), np.load(path))}, attrs=attrs)
+
+
+def rows(path: str) -> Callable[[], Any]:
+    frame = rows_frame(path)
+    return lambda: level_rows(frame)
+
+
+def rows_mesh(path: str) -> Callable[[], Any]:
+    frame = rows_frame(path)
+    return lambda: estimate_background(frame, Rows())
+
+
+def channels(path: str, method: str) -> Callable[[], Any]:
+    frame, recipe = raw_frame(path), Channels(method=method)
+    return lambda: level_channels(frame, recipe)
+
+
+def channels_mesh(path: str, method: str) -> Callable[[], Any]:
+    frame, recipe = raw_frame(path), Channels(method=method)
+    return lambda: estimate_channels(frame, recipe)

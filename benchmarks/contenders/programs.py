@@ -1,0 +1,168 @@
+"""Whole programs: many exposures through the program's own functions, and what they cost beside the pixels."""
+
+import json
+import resource
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psutil
+from distributed import Client, Future
+
+from contenders.no_op import export_nothing, measure_nothing, nothing
+from skylevel.io.store import ProgramStore
+from skylevel.program.cluster import connect
+from skylevel.program.fan_out import fan_out
+from skylevel.program.parcel import unwrap, wrap
+from skylevel.program.plan import Exposure, make_plan
+from skylevel.program.run import plan_index, read_plan, run_partition, run_plan, store_url, work_left
+from skylevel.recipes import Rows
+
+MB = 1e6
+
+# Clusters that live as long as this process.
+_started = ExitStack()
+# As in skylevel.program.run.
+IN_FLIGHT = 4 * 2
+
+
+def local(folder: str, output: str, workers: str) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    """A program on a local cluster, which is started beforehand."""
+    plan = make_plan([folder], output)
+    client = _started.enter_context(connect("local", workers=int(workers), n_exposures=len(plan)))
+    processes = [psutil.Process(pid) for pid in client.run(_pid).values()]
+    held: list[float] = []
+
+    def run() -> dict[str, Any]:
+        held.clear()
+        cpu, wall = _cpu(processes), time.perf_counter()
+        result = run_plan(plan, output, client=client, progress=lambda *_: held.append(_largest(processes)))
+        times = {"wall": time.perf_counter() - wall, "cpu": _cpu(processes) - cpu}
+        assert not result.failed, result.failed
+        stages = {stage: sum(r.seconds[stage] for r in result.done) / len(plan) for stage in result.done[0].seconds}
+        return times | {"held": list(held), "peak": [r.peak_mib * 1.048576 for r in result.done], "stages": stages}
+
+    return run, lambda: shutil.rmtree(output)
+
+
+def share(folder: str, output: str, index: str, count: str) -> Callable[[], Any]:
+    """One share of a program in this process, without Dask: an element of a job array."""
+    plan = make_plan([folder], output)
+    return lambda: _drop(run_partition(plan, output, int(index), int(count)))
+
+
+def _drop(result: Any) -> None:
+    assert not result.failed, result.failed
+
+
+def _pid() -> int:
+    return psutil.Process().pid
+
+
+def _cpu(processes: list[psutil.Process]) -> float:
+    return sum(sum(p.cpu_times()[:2]) for p in processes)
+
+
+def _largest(processes: list[psutil.Process]) -> float:
+    return max(p.memory_info().rss for p in processes) / MB
+
+
+def fan(scheduler_file: str, count: str, tasks: str) -> Callable[[], dict[str, float]]:
+    """Exposures without pixels through `fan_out`, each of one task, or of two as in a program."""
+
+    def run() -> dict[str, float]:
+        client = Client(scheduler_file=scheduler_file, set_as_default=False)
+        client.wait_for_workers(2)
+        exposures = [_exposure(i) for i in range(int(count))]
+        cpu, wall = time.process_time(), time.perf_counter()
+        submit = _one_task(client) if tasks == "1" else _two_tasks(client)
+        finished = sum(1 for _ in fan_out(client, submit, exposures, in_flight=lambda: IN_FLIGHT))
+        assert finished == len(exposures)
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+        # Linux gives KiB.
+        return {"wall": wall, "cpu": cpu, "client_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MB}
+
+    return run
+
+
+def _one_task(client: Client) -> Callable[[Exposure], Future]:
+    return lambda exposure: client.submit(
+        unwrap, wrap(partial(nothing, exposure)), key=f"nothing-{exposure.name}", pure=False
+    )
+
+
+def _two_tasks(client: Client) -> Callable[[Exposure], Future]:
+    def submit(exposure: Exposure) -> Future:
+        call = wrap(partial(measure_nothing, exposure, "store", "version"))
+        measured = client.submit(unwrap, call, key=f"m-{exposure.name}", pure=False)
+        call = wrap(partial(export_nothing, exposure))
+        return client.submit(unwrap, call, measured, key=f"e-{exposure.name}", pure=False)
+
+    return submit
+
+
+def _exposure(i: int) -> Exposure:
+    stem = f"jw{i:011d}_03101_00001_nrcb1_cal"
+    return Exposure(
+        name=stem,
+        source=f"/archive/program/{stem}.fits",
+        recipe=Rows(),
+        outputs={"levelled": f"/archive/levelled/{stem}_rowbgsub.fits"},
+        layout="full",
+        identity={"name": f"{stem}.fits", "size": 117_000_000, "changed": 1_700_000_000_000_000_000},
+    )
+
+
+def plan_of_many(count: str) -> Callable[[], dict[str, float]]:
+    """What a plan of many exposures takes in the driver's memory and in its index."""
+
+    def run() -> dict[str, float]:
+        start = time.perf_counter()
+        before = psutil.Process().memory_info().rss
+        plan = [_exposure(i) for i in range(int(count))]
+        held = psutil.Process().memory_info().rss - before
+        text = json.dumps(plan_index(plan))
+        return {
+            "wall": time.perf_counter() - start, "cpu": 0.0,
+            "bytes_held": held / len(plan), "bytes_written": len(text) / len(plan),
+        }  # fmt: skip
+
+    return run
+
+
+def tiny(folder: str, output: str) -> Callable[[], dict[str, float]]:
+    """The first run of many small exposures in this process: what one costs beside its pixels."""
+
+    def run() -> dict[str, float]:
+        start = time.perf_counter()
+        plan = make_plan([folder], output)
+        planned = time.perf_counter() - start
+        result = run_partition(plan, output, 1, 1)
+        assert not result.failed, result.failed
+        n = len(plan)
+        store = Path(store_url(output))
+        per_stage = {f"s_{k}": sum(r.seconds[k] for r in result.done) / n for k in result.done[0].seconds}
+        entries = list(store.rglob("*"))
+        return per_stage | {"plan": planned / n, "entries": len(entries) / n, "n": n}
+
+    return run
+
+
+def resume(folder: str, output: str) -> Callable[[], dict[str, float]]:
+    """The steps of a second run when all is done."""
+
+    def run() -> dict[str, float]:
+        start = time.perf_counter()
+        plan = make_plan([folder], output)
+        planned = time.perf_counter()
+        work = work_left(plan, ProgramStore(store_url(output)))
+        found = time.perf_counter()
+        assert set(work.values()) == {"nothing"}
+        read_plan(ProgramStore(store_url(output)))
+        return {"plan": (planned - start) / len(plan), "work": (found - planned) / len(plan)}
+
+    return run

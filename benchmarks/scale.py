@@ -1,0 +1,335 @@
+"""How a program grows: workers, memory, many exposures, running again; and what saturates first. Writes scale.md."""
+
+import math
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from shutil import disk_usage, rmtree
+from statistics import median
+from typing import Any
+
+import psutil
+from racing import ENVIRONMENT, Command, Contender, seconds, table
+from speed import Bench
+
+# Of a program's own clusters: skylevel.program.cluster.
+SCHEDULER_SETTINGS = {
+    "DASK_DISTRIBUTED__SCHEDULER__WORKER_SATURATION": "1.0",
+    "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "2",
+}
+MILLION = 1_000_000
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What one exposure takes of each thing that all exposures share, and of a worker; seconds unless said."""
+
+    worker: float
+    scheduler: float
+    client: float
+    wall: float
+    plan: float
+    work_left: float
+    bytes_held: float
+    bytes_written: float
+    entries: float
+
+
+def report(bench: Bench) -> str:
+    print("scale: two workers", flush=True)
+    programs, worker = two_workers(bench)
+    print("scale: many exposures", flush=True)
+    many, fanned = many_exposures(bench)
+    print("scale: running again", flush=True)
+    again, kept = running_again(bench)
+    costs = Costs(worker=worker, **fanned, **kept)
+    return "\n\n".join([programs, many, again, predicted(costs)])
+
+
+def met(kept: bool) -> str:
+    return "met" if kept else "**missed**"
+
+
+# ---- two workers
+
+
+def two_workers(bench: Bench) -> tuple[str, float]:
+    """The page's section, and a worker's CPU seconds for one exposure."""
+    count = _count_that_fits(bench)
+    with Contender("contenders.tiny_inputs", "links", bench.path("program"), bench.path("full"), count) as links:
+        links.run()
+    sources, pairs = bench.path("full"), 2
+    with (
+        Contender("contenders.programs", "local", sources, bench.path("one"), 1) as one,
+        Contender("contenders.programs", "local", sources, bench.path("two"), 2) as two,
+    ):
+        # The first program of a worker imports skylevel: it shows in memory, not in time.
+        first = (one.run(), two.run())
+        runs = [(one.run(), two.run()) for _ in range(pairs)]
+    shares = [_plain_processes(sources, bench, n, pairs) for n in (1, 2)]
+    walls = [median(run[k]["wall"] for run in runs) for k in (0, 1)]
+    cpus = [median(run[k]["cpu"] for run in runs) for k in (0, 1)]
+    ratio, plain = walls[1] / (walls[0] / 2), shares[1] / (shares[0] / 2)
+    lines = [
+        ["one worker", f"{walls[0]:.1f} s", f"{count / walls[0]:.2f}", f"{cpus[0] / count:.3f} s", "", ""],
+        ["two workers", f"{walls[1]:.1f} s", f"{count / walls[1]:.2f}", f"{cpus[1] / count:.3f} s", "<= 1.15",
+         f"{ratio:.2f}: {met(ratio <= 1.15)}"],
+        ["one plain process", f"{shares[0]:.1f} s", f"{count / shares[0]:.2f}", "", "", ""],
+        ["two plain processes", f"{shares[1]:.1f} s", f"{count / shares[1]:.2f}", "", "what the machine gives",
+         f"{plain:.2f}"],
+    ]  # fmt: skip
+    header = ("where", "wall", "exposures/s", "CPU of workers an exposure", "limit", "time over half of one's")
+    text = f"""## A program on one and two workers of this machine
+
+{count} full-frame `_cal` (117 MB each, links to three files), each read, measured, stored and exported with all its
+HDUs; the clusters are started beforehand, one program of each does not count, then they alternate ({pairs} each),
+medians. The plain processes run the same program with `--partition`'s function, one or two shares, without Dask: what
+the machine itself gives. Whatever else runs on its cores counts against two of them twice.
+
+{table(header, lines)}
+
+Seconds of an exposure by stage, one worker: {_stages(runs[-1][0])}; two workers: {_stages(runs[-1][1])}.
+
+{_memory(*first, runs[-1][0], 1 + pairs)}
+
+What limits it now: Dask adds {1e3 * (walls[0] - shares[0]) / count:.0f} ms an exposure on one worker. Of the ratio of
+{ratio:.2f}, {plain:.2f} is the machine's own: memory bus, disk and what else runs. The rest is the driver and the
+scheduler, which have no core of their own here, and the last exposure, which one worker waits for; CPU of an exposure
+grows by {100 * (cpus[1] / cpus[0] - 1):.0f} % beside another. What the next factor would take: writing less;
+{0.117 * count:.1f} GB were read and as much written."""
+    return text, cpus[0] / count
+
+
+def _count_that_fits(bench: Bench) -> int:
+    """40, or 8 for a quick pass, but no more than half of the free disk holds twice."""
+    wanted = 8 if bench.quick else 40
+    return max(4, min(wanted, int(disk_usage(bench.folder).free / 4 / 130e6)))
+
+
+def _plain_processes(sources: str, bench: Bench, count: int, rounds: int) -> float:
+    """Median wall time of a program in `count` processes that know nothing of each other."""
+    walls = []
+    output = bench.path(f"plain{count}")
+    shares = [Contender("contenders.programs", "share", sources, output, i + 1, count) for i in range(count)]
+    for _ in range(rounds):
+        start = time.perf_counter()
+        for share in shares:
+            share.ask("run")
+        walls.append(max(start + share.answer()["wall"] for share in shares) - start)
+        rmtree(output)
+    for share in shares:
+        share.__exit__()
+    return median(walls)
+
+
+def _stages(run: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {seconds(value)}" for name, value in run["stages"].items())
+
+
+def _memory(one: dict[str, Any], two: dict[str, Any], last: dict[str, Any], programs: int) -> str:
+    lines = []
+    for name, run in (("one worker", one), ("two workers, the larger", two)):
+        held, peak = run["held"], run["peak"]
+        fifth = min(4, len(held) - 1)
+        lines.append(
+            [name, f"{held[fifth]:.0f} MB", f"{max(held[-3:]):.0f} MB", f"{peak[fifth]:.0f} MB", f"{max(peak):.0f} MB"]
+        )
+    header = ("first program", "held after the 5th", "held at the end", "peak after the 5th", "peak at the end")
+    return f"""Memory of a worker (resident, sampled as each exposure is done; peaks from the records):
+
+{table(header, lines)}
+
+The one worker holds {last["held"][-1]:.0f} MB after {programs} programs, {programs * len(one["held"])} exposures."""
+
+
+# ---- many exposures
+
+
+def many_exposures(bench: Bench) -> tuple[str, dict[str, float]]:
+    """The page's section, and the shared costs of one exposure of two tasks."""
+    lines, costs = [], {}
+    for tasks, count in ((1, 2_000 if bench.quick else 20_000), (2, 2_000 if bench.quick else 3_000)):
+        with _cluster(bench.folder) as (file, scheduler, workers), _watching(scheduler) as sizes:
+            with Contender("contenders.programs", "fan", file, count, tasks) as client:
+                cpu, spent = _cpu([scheduler]), _cpu(workers)
+                done = client.run()
+            cpu, spent = _cpu([scheduler]) - cpu, _cpu(workers) - spent
+        per, largest = done["wall"] / count, max(sizes)
+        costs = {"scheduler": cpu / count, "client": done["cpu"] / count, "wall": per}
+        memory = f"{sizes[0]:.0f}, then {_with_tasks(sizes):.0f} to {largest:.0f} MB: {met(largest < 150)}"
+        lines.append([
+            f"{count:,} of {tasks}", f"{1e3 * per:.2f} ms: {met(per < 3e-3)}", memory,
+            f"{done['client_mb']:.0f} MB: {met(done['client_mb'] < 300)}", f"{1e3 * cpu / count:.2f} ms",
+            f"{1e3 * done['cpu'] / count:.2f} ms", f"{1e3 * spent / count:.2f} ms",
+        ])  # fmt: skip
+    header = (
+        "exposures, tasks each", "an exposure (limit: < 3 ms)",
+        "scheduler's RSS: at first, with the first tasks, at the most (limit: < 150 MB)",
+        "client's peak (limit: < 300 MB)", "CPU of the scheduler", "CPU of the client", "CPU of the two workers",
+    )  # fmt: skip
+    text = f"""## Exposures without pixels
+
+Through `skylevel.program.fan_out`, with 8 in flight, over a scheduler (dashboard on) and two workers in processes of
+their own, and a client in another: what Dask itself costs. A program's exposure is two tasks, measure and export. Four
+processes share this machine's cores here, so an exposure takes longer than the scheduler's own time.
+
+{table(header, lines)}
+
+What limits it now: Dask's messages, some for each task whatever it does. Tasks travel as bytes that only the worker
+opens, so that the scheduler, which unpickles what it is handed, imports nothing of what skylevel imports. What the next
+factor would take: one task an exposure in place of two."""
+    return text, costs
+
+
+def _with_tasks(sizes: list[float]) -> float:
+    """Two seconds after the largest step upwards: the first tasks have come."""
+    steps = [after - before for before, after in pairwise(sizes)]
+    return sizes[min(steps.index(max(steps)) + 10, len(sizes) - 1)]
+
+
+@contextmanager
+def _cluster(folder: Path) -> Iterator[tuple[str, psutil.Process, list[psutil.Process]]]:
+    """A scheduler and two workers on the loopback; gives the file that names the scheduler, and the processes."""
+    file = folder / "scheduler.json"
+    file.unlink(missing_ok=True)
+    dask = [sys.executable, "-m", "dask"]
+    quiet: dict[str, Any] = {"env": ENVIRONMENT | SCHEDULER_SETTINGS, "stderr": subprocess.DEVNULL, "cwd": folder}
+    local = ["--host", "127.0.0.1", "--dashboard-address", "127.0.0.1:0", "--scheduler-file", str(file)]
+    scheduler = subprocess.Popen([*dask, "scheduler", "--port", "0", *local], **quiet)
+    workers = []
+    try:
+        while not file.exists() or not file.read_text().endswith("}"):
+            time.sleep(0.1)
+        workers = [subprocess.Popen([*dask, "worker", "--nthreads", "1", *local], **quiet) for _ in range(2)]
+        while not all(_children(worker) for worker in workers):
+            time.sleep(0.1)
+        yield str(file), psutil.Process(scheduler.pid), [child for worker in workers for child in _children(worker)]
+    finally:
+        for process in (*workers, scheduler):
+            process.terminate()
+        for process in (*workers, scheduler):
+            process.wait()
+
+
+def _children(nanny: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    return psutil.Process(nanny.pid).children(recursive=True)
+
+
+def _cpu(processes: list[psutil.Process]) -> float:
+    return sum(sum(process.cpu_times()[:2]) for process in processes)
+
+
+@contextmanager
+def _watching(process: psutil.Process) -> Iterator[list[float]]:
+    """The process's resident memory in MB, five times a second."""
+    sizes: list[float] = []
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.2):
+            sizes.append(process.memory_info().rss / 1e6)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield sizes
+    finally:
+        over.set()
+        thread.join()
+
+
+# ---- running again
+
+
+def running_again(bench: Bench) -> tuple[str, dict[str, float]]:
+    """The page's section, and what one exposure costs in the plan and the store."""
+    count = 200 if bench.quick else 1_000
+    sources, output = bench.path("tiny"), bench.path("tiny-out")
+    with Contender("contenders.tiny_inputs", "tiny", sources, count) as links:
+        links.run()
+    with Contender("contenders.programs", "tiny", sources, output) as first:
+        made = first.run()
+    with Contender("contenders.programs", "resume", sources, output) as second:
+        parts = second.run()
+    skylevel = Path(sys.executable).with_name("skylevel")
+    runs = [Command(skylevel, "run", sources, "--output", output, "--quiet").run() for _ in range(3)]
+    again = median(run["wall"] for run in runs)
+    with Contender("contenders.programs", "plan_of_many", 100_000) as many:
+        plan = many.run()
+    per_group = ", ".join(f"{name[2:]} {seconds(made[name])}" for name in made if name.startswith("s_"))
+    text = f"""## Running again when all is done
+
+{count:,} exposures of 64 x 64 pixels, so that only what surrounds the pixels counts.
+
+- The first run, one process: {seconds(made["wall"] / count)} an exposure ({per_group}).
+- The same command again, `skylevel run` in a fresh process: {again:.2f} s (limit: seconds), of which planning
+  {seconds(parts["plan"] * count)} and reading what is done {seconds(parts["work"] * count)}.
+- Files and folders in the store: {made["entries"]:.1f} an exposure, and one FITS file beside it.
+- The driver's plan: {plan["bytes_held"]:.0f} bytes of memory an exposure, {plan["bytes_written"]:.0f} bytes in
+  `plan.json`, written whole at every start.
+
+What limits it now: a small file's reads, one after the other: an exposure's group, its chunks' presence, its record of
+export, its outputs. What the next factor would take: reading them with a few threads, which helps most where each
+costs a network's round trip; then the driver's index of what is done, kept at the end of each run."""
+    kept = {
+        "plan": parts["plan"], "work_left": parts["work"], "entries": made["entries"],
+        "bytes_held": plan["bytes_held"], "bytes_written": plan["bytes_written"],
+    }  # fmt: skip
+    return text, kept
+
+
+# ---- what saturates first
+
+
+def predicted(costs: Costs) -> str:
+    """From the costs above, for workers like this machine's."""
+    shared = max(costs.scheduler, costs.client)
+    lines = [_predicted(costs, workers, shared) for workers in (2, 100, 1000)]
+    header = (
+        "workers", "exposures/s they ask for", "scheduler's load", "client's load", "file system: read and written",
+        "1,000,000 exposures", "what saturates first in Dask",
+    )  # fmt: skip
+    feeds = 1 / shared * costs.worker
+    start = MILLION * (costs.plan + costs.work_left)
+    return f"""## What this predicts
+
+For full-frame `_cal` exposures of {seconds(costs.worker)} of CPU on a worker, a scheduler of
+{1e3 * costs.scheduler:.2f} ms and a client of {1e3 * costs.client:.2f} ms of CPU an exposure, each on a core of its
+own. Predicted, not run: no more than two workers were measured. The file system's part is for tasks that never wait
+for it, 234 MB read and written an exposure.
+
+{table(header, lines)}
+
+- One scheduler and one client feed about {math.floor(feeds / 10) * 10:.0f} workers of such exposures, at
+  {1 / shared:.0f} exposures/s; where an exposure takes ten times as long (raws, mosaics, slow file systems), ten times
+  as many.
+- The file system is asked for {234 * 1 / costs.worker:.0f} MB/s by each worker, read and written together. A shared one
+  of 10 GB/s is full at about {10_000 / (234 / costs.worker):.0f} workers: in practice it saturates before Dask does.
+- A million exposures in one plan: {MILLION * costs.bytes_held / 1e9:.1f} GB of the driver's memory and a `plan.json`
+  of {MILLION * costs.bytes_written / 1e9:.1f} GB. Planning and reading what is done take {start / 60:.0f} minutes
+  before the first exposure on a local disk, all of it in one process. The store holds
+  {MILLION * costs.entries / 1e6:.0f} million files and folders, with a million entries in one folder.
+
+What to do then: split the inputs into programs of some ten thousand exposures each (an observation or a night), with
+outputs of their own, and run each as a job array, `skylevel run ... --partition I/N`: no scheduler and no client, each
+element plans and skips by itself. Note that every element plans the whole program and reads the store for its own
+share: with N elements, planning is paid N times."""
+
+
+def _predicted(costs: Costs, workers: int, shared: float) -> list[str]:
+    asked = workers / costs.worker
+    rate = min(asked, 1 / shared)
+    loads = {"scheduler": asked * costs.scheduler, "client": asked * costs.client}
+    name, load = max(loads.items(), key=lambda pair: pair[1])
+    first = f"the {name}, at {rate:.0f} exposures/s" if load > 1 else "the workers"
+    hours = MILLION / rate / 3600
+    return [
+        str(workers), f"{asked:.0f}", *(f"{100 * value:.0f} %" for value in loads.values()),
+        f"{asked * 0.234:.1f} GB/s", f"{hours:.1f} h" if hours < 48 else f"{hours / 24:.0f} days", first,
+    ]  # fmt: skip

@@ -1,0 +1,406 @@
+"""How long one frame takes on one core, side by side with what a user would use instead; writes speed.md."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from racing import COMPARED, ENVIRONMENT, Command, Contender, both, importable, race, table, verdict, versus
+
+KINDS = ("flat", "sparse", "extended", "crowded")
+JWST_PYTHON = "SKYLEVEL_BENCH_JWST_PYTHON"
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where the inputs are, and how many rounds are run."""
+
+    folder: Path
+    quick: bool
+
+    def rounds(self, count: int) -> int:
+        return max(2, count // 3) if self.quick else count
+
+    def path(self, name: str) -> str:
+        return str(self.folder / name)
+
+
+def report(bench: Bench) -> str:
+    sections: list[Callable[[Bench], str]] = [
+        rows, channels, cal_file, raw_file, imports, sizes, chunks, pipeline, workers,
+    ]  # fmt: skip
+    texts = []
+    for section in sections:
+        print(f"speed: {section.__name__}", flush=True)
+        texts.append(section(bench))
+    return "\n\n".join(texts)
+
+
+def rows(bench: Bench) -> str:
+    lines, profile = [], ""
+    for kind in KINDS:
+        path = bench.path(f"{kind}.npy")
+        with Contender("contenders.kernels", "rows", path) as ours, Contender(
+            "contenders.references", "rows_photutils", path
+        ) as theirs:
+            mine, plain = race([ours, theirs], bench.rounds(9))
+            profile = ours.profile() if kind == "sparse" else profile
+            lines.append(versus(kind, mine, "photutils calls", plain, 0.12))
+    lines += [_rows_notebook(bench, kind) for kind in ("sparse", "crowded")]
+    bottleneck = "installed" if importable("bottleneck") else "not installed"
+    return f"""## Rows, 2048 x 2048 float32, memory to memory
+
+`level_rows` on a frame in memory. The photutils calls are those of the notebook without its two loops over pixels and
+without deblending; the notebook is with both. bottleneck, which photutils uses where it finds it, is {bottleneck}.
+
+{table(COMPARED, lines)}
+
+Where the time goes (sparse): {profile}.
+
+{_meshes_alone(bench)}
+
+What limits it now: no step dominates. The boxes and the rows are sorted, the image is smoothed and its NaN pixels once
+more for their weight, and clipping sums what each round leaves. Where a galaxy or a crowd lifts much of the image
+above the least threshold, more of the surfaces is evaluated. What the next factor would take: one compiled pass for
+smoothing, threshold and connected pixels in place of a dozen of NumPy's; sorting stays."""
+
+
+def _rows_notebook(bench: Bench, kind: str) -> list[str]:
+    path = bench.path(f"{kind}.npy")
+    with Contender("contenders.kernels", "rows", path) as ours, Contender(
+        "contenders.references", "rows_notebook", path
+    ) as theirs:
+        mine, notebook = race([ours, theirs], bench.rounds(2), slow=[theirs])
+        return versus(kind, mine, "the whole notebook", notebook, 1 / 40, "<= 1/40 = 0.025")
+
+
+def _meshes_alone(bench: Bench) -> str:
+    path = bench.path("sparse.npy")
+    with ExitStack() as stack:
+        modules = ("contenders.kernels", "contenders.references", "contenders.peers")
+        contenders = [stack.enter_context(Contender(module, "rows_mesh", path)) for module in modules]
+        ours, photutils, sep = race(contenders, bench.rounds(9))
+    lines = [
+        versus("background mesh alone", ours, "photutils Background2D", photutils, None),
+        versus("background mesh alone", ours, "sep.Background (its own clipping)", sep, None),
+    ]
+    return table(COMPARED, lines)
+
+
+def channels(bench: Bench) -> str:
+    """Both methods, against one run of the notebook, which is slow."""
+    path, kernels = bench.path("mosaic24.npy"), "contenders.kernels"
+    with ExitStack() as stack:
+        enter = stack.enter_context
+        filled = enter(Contender(kernels, "channels", path, "filled"))
+        dead = enter(Contender(kernels, "channels", bench.path("dead24.npy"), "filled"))
+        planes = enter(Contender(kernels, "channels", path, "planes"))
+        notebook = enter(Contender("contenders.references", "channels_notebook", path))
+        times = race([filled, dead, planes, notebook], bench.rounds(2), slow=[notebook])
+        peaks = [contender.peak()["mb"] for contender in (filled, planes, notebook)]
+        profile = filled.profile()
+    names = ("filled", "filled, 100 pixels of value 0", "planes")
+    bounds = ((1 / 14, "<= 1/14 = 0.071"), (1 / 14, "<= 1/14 = 0.071"), (1 / 40, "<= 1/40 = 0.025"))
+    lines = [
+        versus(name, mine, "the notebook's calls", times[-1], *bound)
+        for name, mine, bound in zip(names, times[:-1], bounds, strict=True)
+    ]
+    kept = "met" if peaks[0] < 600 else "**missed**"
+    return f"""## Channels, 24 MP (4000 x 6000, RGGB), memory to memory
+
+`level_channels` on a mosaic in memory, against the notebook's calls of astropy and photutils. The mosaic holds no pixel
+of value 0; another one holds 100, as cameras' dead pixels may be.
+
+{table(COMPARED, lines)}
+
+Peak memory above the input, the result of 96 MB in it: filled {peaks[0]:.0f} MB (limit: below 600 MB: {kept}), planes
+{peaks[1]:.0f} MB; the notebook's calls {peaks[2]:.0f} MB.
+
+Where the time goes (filled): {profile}.
+
+What limits it now: sorting three filled channels in float64, 72 million values; then the taps of the fill, and the
+sums of the clipping rounds. Pixels of value 0 cost the fill of their strips a second time. What the next factor would
+take: not sorting what the fill invented, which is what "planes" does; for the notebook's own numbers, a selection in
+place of the sort, in compiled code, or a sort in float32.
+
+{_planes_and_sep(bench, path)}"""
+
+
+def _planes_and_sep(bench: Bench, path: str) -> str:
+    calls = (
+        ("contenders.kernels", "channels", path, "planes"),
+        ("contenders.kernels", "channels_mesh", path, "planes"),
+        ("contenders.peers", "planes", path),
+        ("contenders.peers", "planes_mesh", path),
+    )
+    with ExitStack() as stack:
+        contenders = [stack.enter_context(Contender(*call)) for call in calls]
+        ours, ours_mesh, theirs, theirs_mesh = race(contenders, bench.rounds(11))
+        profile, profile_mesh = contenders[0].profile(), contenders[1].profile()
+    whole, less = "mosaic to levelled mosaic", "less CPU"
+    lines = [
+        versus("background alone", ours_mesh, "sep.Background, planes ready", theirs_mesh, 1.0, less),
+        versus(whole, ours, "sep, mosaic to levelled mosaic", theirs, 1.0, less),
+        versus(whole, ours, "sep.Background, planes ready", theirs_mesh, 1.0, less + ", unlike for unlike"),
+    ]
+    return f"""### Method "planes" and sep
+
+sep measures four planes (both greens apart) with bw = bh = 50, float32; it clips and estimates in its own way.
+"Planes ready" leaves out taking the mosaic apart; the last row holds all of our work against that part of sep's.
+
+{table(COMPARED, lines)}
+
+Where the time goes: {profile}.
+The background alone: {profile_mesh}.
+
+What limits it now: the sums of the clipping rounds and sorting, each a good part, then the surfaces and writing the
+result at every other pixel. What the next factor would take: sums of squares as products of rows with themselves,
+without writing the squares first; then a compiled clipping round."""
+
+
+def cal_file(bench: Bench) -> str:
+    path = next(str(p) for p in sorted(bench.folder.glob("program/*nrcb1_cal.fits")))
+    copy = bench.folder / "copy.fits"
+    with ExitStack() as stack:
+        enter = stack.enter_context
+        levelled = enter(Contender("contenders.files", "levelled", path, bench.path("out-cal")))
+        kernel = enter(Contender("contenders.files", "kernel", path))
+        cp = enter(Command("cp", path, copy, clean=copy.unlink))
+        ours, in_memory, copying = race([levelled, kernel, cp], bench.rounds(15))
+        profile, peak = levelled.profile(), levelled.peak()["mb"]
+    size = Path(path).stat().st_size / 1e6
+    bound = in_memory + 5 * copying
+    lines = [
+        versus("file to store and FITS", ours, "kernel + 5 x cp", bound, 1.0),
+        ["of which the kernel", both(in_memory), "", "", "", ""],
+        ["one `cp` of the file", both(copying), "", "", "", ""],
+    ]
+    return f"""## One {size:.0f} MB `_cal` file to the store and to full-layout FITS
+
+`measure` and `export` in one process; warm cache; outputs removed after each round.
+
+{table(COMPARED, lines)}
+
+Peak memory above a prepared process: {peak:.0f} MB.
+
+Where the time goes: {profile}.
+
+`lock.acquire` is waiting for Zarr's own thread. What limits it now: beside the kernel, reading and storing are a copy's
+worth each, and Zarr's group costs some milliseconds of its own. What the next factor would take: a file system that
+shares blocks between files (`copy_file_range` copies nothing there), and a mask stored as bits without xarray's and
+Zarr's bookkeeping."""
+
+
+def raw_file(bench: Bench) -> str:
+    path = bench.path("mosaic24.dng")
+    with ExitStack() as stack:
+        enter = stack.enter_context
+        levelled = enter(Contender("contenders.files", "levelled", path, bench.path("out-raw")))
+        kernel = enter(Contender("contenders.files", "kernel", path))
+        least = enter(Contender("contenders.files", "unpack_and_write", path, bench.path("least.fits")))
+        ours, in_memory, around = race([levelled, kernel, least], bench.rounds(7))
+        profile, peak = levelled.profile(), levelled.peak()["mb"]
+    bound = in_memory + 1.3 * around
+    lines = [
+        versus("file to store and FITS", ours, "kernel + 1.3 x (unpack + write)", bound, 1.0),
+        ["of which the kernel", both(in_memory), "", "", "", ""],
+        ["rawpy unpacks, astropy writes float32", both(around), "", "", "", ""],
+    ]
+    return f"""## One 24 MP raw (uncompressed DNG) to the store and to FITS
+
+Method "filled". A camera's compressed raw takes LibRaw longer, on both sides alike.
+
+{table(COMPARED, lines)}
+
+Peak memory above a prepared process: {peak:.0f} MB.
+
+Where the time goes: {profile}.
+
+What limits it now: the kernel. What the next factor would take: method "planes" (above)."""
+
+
+def imports(bench: Bench) -> str:
+    python, skylevel = sys.executable, Path(sys.executable).with_name("skylevel")
+    commands = {
+        "`import skylevel`": (python, "-c", "import skylevel"),
+        "`skylevel --help`": (skylevel, "--help"),
+        "`import xarray`": (python, "-c", "import xarray"),
+        "`import skylevel.level`": (python, "-c", "import skylevel.level"),
+        "`import photutils.segmentation`": (python, "-c", "import photutils.segmentation"),
+        "Python alone": (python, "-c", "pass"),
+    }
+    times = dict(zip(commands, race([Command(*c) for c in commands.values()], bench.rounds(9)), strict=True))
+    xarray = times["`import xarray`"]
+    lines = [
+        versus(name, times[name], "`import xarray`", xarray, 1.0 if name in list(commands)[:2] else None)
+        for name in commands
+        if name != "`import xarray`"
+    ]
+    return f"""## Starting: fresh processes
+
+{table(COMPARED, lines)}
+
+`skylevel --help` imports of the heavy packages: {_imported_by_help() or "none"} (limit: neither xarray nor astropy).
+
+What limits it now: `--help` is Python, click and rich; `import skylevel` reads its own version from the installed
+metadata. A worker pays for `import skylevel.level` once, when its first task comes; photutils.segmentation, which only
+the segmentation product imports, takes longer than all that. What the next factor
+would take: rich on first use."""
+
+
+def _imported_by_help() -> str:
+    script = """
+import sys
+sys.argv = ["skylevel", "--help"]
+from skylevel.cli import main
+try:
+    main()
+finally:
+    heavy = ("xarray", "astropy", "numpy", "scipy", "dask", "distributed", "zarr", "photutils", "rawpy")
+    print(", ".join(name for name in heavy if name in sys.modules), file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=ENVIRONMENT)
+    return done.stderr.strip()
+
+
+def sizes(bench: Bench) -> str:
+    lines = [
+        _growth(bench, "rows", ("rows4096.npy", 4096**2), ("rows8192.npy", 8192**2)),
+        _growth(bench, "channels, planes", ("mosaic24.npy", 24e6), ("mosaic96.npy", 96e6), "planes"),
+        _growth(bench, "channels, filled", ("mosaic24.npy", 24e6), ("mosaic96.npy", 96e6), "filled"),
+    ]
+    header = ("kernel", "small: CPU (system) / wall, ns a pixel", "large", "limit", "large over small")
+    return f"""## Cost with size
+
+The large image is the small one four times over, in one piece in memory.
+
+{table(header, lines)}
+
+Of two rounds at each turn the second counts, as in a program of frames one after the other: a virtual machine may hand
+memory that stays free for a second back to its host, and touching {_touched(bench)}.
+
+What limits it now: user time is the kernel's own; system time is the first touch of the memory of large arrays, which
+the C library takes from the system anew above 32 MiB. What the next factor would take: a result that is written strip
+by strip to its file in place of one large array."""
+
+
+def _touched(bench: Bench) -> str:
+    """What the first touch of 256 MiB costs, in words."""
+    costs = []
+    for pause in (0, 3):
+        with Contender("contenders.memory", "touch", pause) as contender:
+            (times,) = race([contender], bench.rounds(5))
+        costs.append(1e9 / 2**26 * times.cpu)
+    return f"256 MiB costs {costs[0]:.1f} ns a float32 at once and {costs[1]:.1f} ns after a pause of 3 s here"
+
+
+def _growth(bench: Bench, name: str, small: tuple[str, float], large: tuple[str, float], *method: str) -> list[str]:
+    function = name.split(",")[0]
+    contenders = [Contender("contenders.kernels", function, bench.path(file), *method) for file, _ in (small, large)]
+    with contenders[0], contenders[1]:
+        times = race(contenders, bench.rounds(4), settle=True)
+    a, b = (1e9 / n * t for t, (_, n) in zip(times, (small, large), strict=True))
+    shown = [
+        f"{n / 1e6:.0f} MP: {t.cpu:.1f} ({t.system:.1f}) / {t.wall:.1f}"
+        for t, (_, n) in zip((a, b), (small, large), strict=True)
+    ]
+    user = (b.cpu - b.system) / (a.cpu - a.system)
+    return [name, *shown, "<= 1.05", f"user {user:.3f}; " + verdict(b.cpu / a.cpu, b.wall / a.wall, 1.05)]
+
+
+def chunks(bench: Bench) -> str:
+    lines = []
+    for way in ("at_once", "in_steps"):
+        peaks = []
+        for size in (4096, 8192):
+            with Contender("contenders.chunked", way, bench.path(f"rows{size}.zarr")) as contender:
+                times = contender.run()
+                peaks.append((contender.peak()["mb"], times))
+        growth = peaks[1][0] / peaks[0][0]
+        sized = zip(peaks, (67, 268), strict=True)
+        shown = [f"{mb:.0f} MB ({mb / image:.1f} of the image), {t['cpu']:.1f} s" for (mb, t), image in sized]
+        lines.append([way.replace("_", " "), *shown, "the same for both sizes", f"x {growth:.2f}"])
+    header = ("graph", "4096 x 4096: peak memory, CPU", "8192 x 8192: peak memory, CPU", "limit", "growth")
+    return f"""## Memory per tile of a chunked image
+
+`level_rows` on chunks of 1024 x 1024 (4 MB each) read from Zarr and written to Zarr, one thread; memory above the
+imports. "At once" is one graph of everything; "in steps" computes the mesh, then the mask, then the levels, then the
+image, and holds no pixel between them.
+
+{table(header, lines)}
+
+What limits it now: the mesh needs every pixel before the mask can begin, so in one graph Dask keeps the chunks that it
+read until their last use. In steps, a row of chunks is held while the tiles that need its edges and the rows that
+cross it are worked on. What the next factor would take: reading again in place of keeping, which "in steps" does by
+hand."""
+
+
+def pipeline(bench: Bench) -> str:
+    python = os.environ.get(JWST_PYTHON) or (sys.executable if importable("jwst") else "")
+    title = "## The JWST pipeline's `clean_flicker_noise`, 2048 x 2048\n\n"
+    if not python or not shutil.which(python):
+        return title + (
+            f"Not run: the package jwst is not installed here. Install it in any environment and name that one's "
+            f"Python in `{JWST_PYTHON}`."
+        )
+    path = bench.path("sparse.npy")
+    with ExitStack() as stack:
+        enter = stack.enter_context
+        ours = enter(Contender("contenders.kernels", "rows", path))
+        median = enter(Contender("contenders.pipeline", "clean", path, "median", python=python))
+        fft = enter(Contender("contenders.pipeline", "clean", path, "fft", python=python))
+        mine, by_median, by_fft = race([ours, median, fft], bench.rounds(5))
+    show = "from importlib.metadata import version as v; print('jwst', v('jwst') + ', NumPy', v('numpy'))"
+    versions = subprocess.run([python, "-c", show], capture_output=True, text=True, check=True).stdout.strip()
+    lines = [
+        versus("rows", mine, "mask, background, median_clean", by_median, None),
+        versus("rows", mine, "mask, background, fft_clean_full_frame", by_fft, None),
+    ]
+    return f"""{title}Its functions called on an array in the step's order with its default settings, without reference
+files or datamodels; {versions}.
+
+{table(COMPARED, lines)}"""
+
+
+def workers(bench: Bench) -> str:
+    kernels = {
+        "rows": ("rows", bench.path("sparse.npy")),
+        "channels, filled": ("channels", bench.path("mosaic24.npy"), "filled"),
+        "channels, planes": ("channels", bench.path("mosaic24.npy"), "planes"),
+    }
+    lines = [[name, *_in_worker(bench, *call)] for name, call in kernels.items()]
+    header = (
+        "kernel", "process", "process, memory returned", "Dask worker", "Dask worker, memory returned", "limit",
+        "worker over process (CPU)", "what keeping saves in the worker",
+    )  # fmt: skip
+    return f"""## Inside a Dask worker
+
+The nanny of a worker asks the C library to hand back freed memory at once (`MALLOC_TRIM_THRESHOLD_=65536`);
+`skylevel.allocator.keep_freed_memory` undoes that for the kernels. "Memory returned" runs without it. CPU / wall.
+
+{table(header, lines)}
+
+What limits it now: with freed memory kept, a worker is a process like any other; what is left is the first touch of
+each result's pages."""
+
+
+def _in_worker(bench: Bench, function: str, *arguments: str) -> list[str]:
+    with ExitStack() as stack:
+        contenders = [
+            stack.enter_context(Contender(modules, name, *given))
+            for modules, name, given in (
+                ("contenders.kernels", function, arguments),
+                ("contenders.return_memory,contenders.kernels", function, arguments),
+                ("contenders.workers", "keeping", (function, *arguments)),
+                ("contenders.workers", "returning", (function, *arguments)),
+            )
+        ]
+        times = race(contenders, bench.rounds(5))
+    process, _, worker, returning = times
+    ratio = worker.cpu / process.cpu
+    saved = 1 - worker.cpu / returning.cpu
+    return [*map(both, times), "about 1", f"{ratio:.2f}", f"{100 * saved:.0f} % of the CPU"]
