@@ -1,11 +1,14 @@
 """level_rows and level_channels: the notebooks' numbers, on any size, lazily, and the same for any chunks."""
 
 import dask
+import dask.array as da
 import numpy as np
 import pytest
 import rawpy
 import xarray as xr
+import zarr
 from astropy.io import fits
+from dask.callbacks import Callback
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -360,6 +363,47 @@ def test_a_larger_frame_on_threads_has_the_same_bits():
     frame = make_frame(make_scene("crowded", 600).image)
     lazy = level_rows(frame.chunk(y=190, x=333))
     assert_same_bits(lazy.compute(scheduler="threads", num_workers=2), level_rows(frame))
+
+
+class Discarded:
+    """A place to store pixels that keeps none."""
+
+    def __setitem__(self, key, value):
+        pass
+
+
+def most_bytes_held(levelled):
+    """The most bytes of pixels that Dask holds between two tasks while an image is computed and stored."""
+    held = []
+
+    def watch(_key, _result, _graph, state, _worker):
+        pixels = (getattr(value, "pixels", value) for value in state["cache"].values())
+        held.append(sum(array.nbytes for array in pixels if isinstance(array, np.ndarray)))
+
+    with Callback(posttask=watch), dask.config.set(scheduler="synchronous"):
+        da.store(levelled.data, Discarded(), lock=False)
+    return max(held)
+
+
+@pytest.mark.parametrize("job", ["rows", "channels"])
+def test_what_is_held_of_a_chunked_frame_does_not_grow_with_it(job, tmp_path):
+    def held(n_y):
+        image = np.random.default_rng(1).normal(500, 5, (n_y, 400))
+        # Chunks that are not whole boxes: the mesh needs other ones.
+        zarr.create_array(tmp_path / f"{n_y}.zarr", data=image.astype(np.uint16), chunks=(90, 90))
+        stored = da.from_zarr(tmp_path / f"{n_y}.zarr")
+        if job == "rows":
+            return most_bytes_held(level_rows(make_frame(stored.astype(np.float32))).sci)
+        return most_bytes_held(level_channels(make_raw_frame(stored)).sci)
+
+    # Some rows of chunks, though four times the pixels; Dask's order of the tasks is not quite the same.
+    assert held(3200) < 2 * held(800)
+
+
+def test_channels_made_of_other_arrays_have_the_same_bits():
+    raw = make_mosaic((230, 340), RGGB)
+    lazy = (da.from_array(raw, chunks=60) - 0).rechunk(110).astype(np.uint16)
+    assert_same_bits(level_channels(make_raw_frame(lazy)).compute(), level_channels(make_raw_frame(raw)))
 
 
 def test_lazy_variables_of_a_frame_are_carried_along():

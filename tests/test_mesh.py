@@ -2,13 +2,14 @@
 
 import numpy as np
 import pytest
+from astropy.stats import sigma_clip as astropys_clip
 from hypothesis import given
 from hypothesis import strategies as st
 
 from reference import background_of
 from scenes import make_image
 from skylevel.errors import NoBackgroundError
-from skylevel.kernels.mesh import Surface, box_statistics, finish_mesh
+from skylevel.kernels.mesh import Surface, box_statistics, clipped_statistics, finish_mesh
 
 
 def box_within(image, box_size):
@@ -37,7 +38,7 @@ def mesh_of(image, box_size=50, *, filter_size=3, exclude_percentile=10.0, **sta
 
 def surface_of(values, image, box_size=50):
     y, x = (np.arange(n) for n in image.shape)
-    return Surface(values, x, box_size=box_within(image, box_size)).at(y)
+    return Surface(values, range(image.shape[0]), x, box_size=box_within(image, box_size)).at(y)
 
 
 def photutils_of(image, box_size=50, **settings):
@@ -227,12 +228,13 @@ def test_a_tile_of_the_surface_has_the_frames_bits(data):
     whole = surface_of(mesh, image, 10)
     y, x = (np.sort(data.draw(st.lists(st.integers(0, n - 1), min_size=2, max_size=2))) for n in image.shape)
     rows, columns = np.arange(y[0], y[1] + 1), np.arange(x[0], x[1] + 1)
-    np.testing.assert_array_equal(Surface(mesh, columns, box_size=(10, 10)).at(rows), whole[np.ix_(rows, columns)])
+    tile = Surface(mesh, range(rows[0], rows[-1] + 1), columns, box_size=(10, 10))
+    np.testing.assert_array_equal(tile.at(rows), whole[np.ix_(rows, columns)])
 
 
 def test_rows_of_the_surface_may_be_asked_for_one_by_one():
     mesh = mesh_of(make_image((77, 91), gradient=0.5, seed=6).image, 10, filter_size=1).background
-    found = Surface(mesh, np.arange(91), box_size=(10, 10))
+    found = Surface(mesh, range(77), np.arange(91), box_size=(10, 10))
     one_by_one = np.concatenate([found.at(np.array([y])) for y in range(77)])
     np.testing.assert_array_equal(one_by_one, found.at(np.arange(77)))
     assert found.at(np.arange(0)).shape == (0, 91)
@@ -241,27 +243,46 @@ def test_rows_of_the_surface_may_be_asked_for_one_by_one():
 def test_the_surface_stays_within_the_mesh():
     mesh = np.zeros((6, 7), np.float32)
     mesh[2, 3] = 1.0
-    found = Surface(mesh, np.arange(70), box_size=(10, 10)).at(np.arange(60))
+    found = Surface(mesh, range(60), np.arange(70), box_size=(10, 10)).at(np.arange(60))
     assert found.dtype == np.float32
     assert found.min() == 0.0
     assert 0.9 < found.max() <= 1.0
 
 
 @pytest.mark.parametrize("rows", [np.arange(100), np.arange(30, 75), np.array([99])])
-def test_a_surfaces_floor_is_below_it_and_its_points_are_its_bits(rows):
+def test_a_surface_is_within_its_bounds_and_its_points_are_its_bits(rows):
     rng = np.random.default_rng(5)
     # A steep mesh: the spline overshoots it, and the surface is clipped to its range.
     mesh = np.where(rng.random((5, 4)) < 0.5, 0.0, 1000.0).astype(np.float32)
-    surface = Surface(mesh, np.arange(77), box_size=(20, 20))
+    surface = Surface(mesh, range(100), np.arange(77), box_size=(20, 20))
     whole = surface.at(rows)
-    floor = surface.floor(rows)
-    assert (floor <= whole).all()
+    least, most = surface.bounds(rows)
+    assert (least <= whole).all()
+    assert (whole <= most).all()
     at_y, at_x = rng.integers(0, len(rows), 50), rng.integers(0, 77, 50)
     np.testing.assert_array_equal(surface.at_points(rows, at_y, at_x), whole[at_y, at_x])
 
 
-def test_a_smooth_surfaces_floor_is_close_to_it():
+def test_a_smooth_surfaces_bounds_are_close_to_it():
     y, x = np.mgrid[:6, :5]
-    surface = Surface((100.0 + y + 3 * x).astype(np.float32), np.arange(100), box_size=(20, 20))
+    surface = Surface((100.0 + y + 3 * x).astype(np.float32), range(120), np.arange(100), box_size=(20, 20))
     rows = np.arange(40, 60)
-    assert (surface.at(rows).min(axis=0) - surface.floor(rows)).max() < 2.0
+    least, most = surface.bounds(rows)
+    assert (surface.at(rows).min(axis=0) - least).max() < 2.0
+    assert (most - surface.at(rows).max(axis=0)).max() < 2.0
+
+
+@pytest.mark.parametrize("share", [0.005, 0.03, 0.2, 0.45], ids="{:.1%} outliers".format)
+@pytest.mark.parametrize("outlier", [50.0, 1e6])
+def test_clipping_is_astropys_however_deep_it_goes(share, outlier):
+    # The tails are summed apart; these outliers, above or below, reach far beyond them.
+    rng = np.random.default_rng(11)
+    boxes = rng.normal(1000.0, 2.0, (8, 2500))
+    for k, box in enumerate(boxes):
+        n = int(share * box.size)
+        box[:n] += rng.normal(outlier, 0.3 * outlier, n) * (-1) ** k
+    clipped = astropys_clip(boxes, sigma=2.0, maxiters=10, axis=1, stdfunc="std", cenfunc="median")
+    found = clipped_statistics(boxes.copy(), sigma_clip=2.0, max_rounds=10, estimator="mean")
+    np.testing.assert_array_equal(found.n_good, clipped.count(axis=1))
+    np.testing.assert_allclose(found.level, clipped.mean(axis=1), rtol=1e-12)
+    np.testing.assert_allclose(found.rms, clipped.std(axis=1), rtol=1e-9)

@@ -5,11 +5,38 @@ from typing import Any
 
 import dask.array as da
 import numpy as np
+from dask._task_spec import TaskRef, convert_legacy_graph
+from dask.core import flatten
 from dask.delayed import Delayed, delayed
 
 from skylevel.kernels.tile import Tile
 
+# Chunks that are put together at a time.
+_TOGETHER = 4
+
 Chunks = Sequence[tuple[int, ...]]
+
+
+def read_again(image: da.Array) -> da.Array:
+    """The same image, made once more when it is computed.
+
+    A mesh needs every pixel before anything that follows it can begin: with one image for both, Dask would keep all of
+    it meanwhile. As ``dask.graph_manipulation.clone``, which leaves tasks under their old names (dask#12455).
+    """
+    graph = image.dask.to_dict()
+    # What a cluster holds already is referred to, not made.
+    names = {key: _renamed(key) for key, task in graph.items() if not isinstance(task, TaskRef)}
+    if next(flatten(image.__dask_keys__())) not in names:
+        return image
+    tasks = convert_legacy_graph(graph)
+    again = {name: tasks[key].substitute(names, key=name) for key, name in names.items()}
+    held = {key: task for key, task in graph.items() if key not in names}
+    return da.Array(again | held, _renamed(image.name), image.chunks, meta=image._meta)
+
+
+def _renamed(key: Any) -> Any:
+    """A task's key, or an array's name, that no other has."""
+    return (_renamed(key[0]), *key[1:]) if isinstance(key, tuple) else f"{key}-again"
 
 
 def whole_boxes(image: da.Array, box_size: tuple[int, int]) -> da.Array:
@@ -27,8 +54,17 @@ def mesh_chunks(boxes: da.Array, box_size: tuple[int, int]) -> list[tuple[int, .
 
 
 def gathered(array: da.Array) -> Delayed:
-    """A small Dask array as one delayed NumPy array."""
-    return array.rechunk(-1).to_delayed().item()
+    """A small Dask array as one delayed NumPy array.
+
+    It is put together a few chunks at a time: of such a tree Dask finishes one part before it begins another, and holds
+    few of the pixels that the chunks are made from.
+    """
+    for axis in reversed(range(array.ndim)):
+        while (sizes := array.chunks[axis])[1:]:
+            together = tuple(sum(sizes[i : i + _TOGETHER]) for i in range(0, len(sizes), _TOGETHER))
+            array = array.rechunk({axis: together})
+    # Under a name, as a chunk's own key is not found where another array's function is given it.
+    return delayed(np.asarray)(array.to_delayed().item())
 
 
 def starts(image: da.Array) -> list[list[int]]:
@@ -70,7 +106,8 @@ def map_tiles(
 
     def one(y: int, n_y: int, x: int, n_x: int, size: tuple[int, int]) -> da.Array:
         origin = (max(y - halo, 0), max(x - halo, 0))
-        pixels = gathered(image[origin[0] : y + n_y + halo, origin[1] : x + n_x + halo])
+        around = image[origin[0] : y + n_y + halo, origin[1] : x + n_x + halo]
+        pixels = around.rechunk(-1).to_delayed().item()
         tile = delayed(Tile)(pixels, origin, shape, (slice(y, y + n_y), slice(x, x + n_x)))
         return da.from_delayed(delayed(function)(tile, *args), (*leading, *size), dtype)
 

@@ -9,7 +9,7 @@ from dask.delayed import Delayed, delayed
 from numpy.typing import NDArray
 
 from skylevel.allocator import keep_freed_memory
-from skylevel.chunked import gathered, map_tiles, mesh_chunks, starts, whole_boxes
+from skylevel.chunked import gathered, map_tiles, mesh_chunks, read_again, starts, whole_boxes
 from skylevel.errors import UnsupportedFrameError
 from skylevel.kernels.mesh import BoxStatistics, Mesh, Surface, box_statistics, clip_box_size, finish_mesh
 from skylevel.kernels.mosaic import (
@@ -242,7 +242,7 @@ def background_image(frame: xr.Dataset, estimate: xr.Dataset, recipe: Rows | Cha
     box_size = clip_box_size(recipe.box_size, shape)
     meshes = estimate["background"].to_numpy()
     if isinstance(recipe, Rows):
-        return Surface(meshes, np.arange(shape[1]), box_size=box_size).at(np.arange(shape[0]))
+        return Surface(meshes, range(shape[0]), np.arange(shape[1]), box_size=box_size).at(np.arange(shape[0]))
     pattern = frame_pattern(frame)
     norms = [-1.0] * len(meshes)
     return subtract_backgrounds(
@@ -296,7 +296,7 @@ def _row_mesh(image: Any, box_size: tuple[int, int], recipe: Rows) -> Any:
     }
     if not isinstance(image, da.Array):
         return finish_mesh(box_statistics(image, box_size=box_size, **clip), **finish)
-    boxes = whole_boxes(image, box_size)
+    boxes = whole_boxes(read_again(image), box_size)
     statistics = boxes.map_blocks(
         _stacked_statistics,
         box_size,
@@ -385,7 +385,7 @@ def _channel_fields(raw: Any, pattern: Pattern, box_size: tuple[int, int], recip
     }
     if not isinstance(raw, da.Array):
         return _statistics_of_tile(Tile.whole(raw), pattern, measure)
-    boxes = whole_boxes(raw, box_size)
+    boxes = whole_boxes(read_again(raw), box_size)
     fields = map_tiles(
         _statistics_of_tile,
         boxes,

@@ -26,6 +26,9 @@ RELAXED_PERCENTILES = (10.0, 20.0, 40.0, 80.0, 100.0)
 # vanishes, small enough that a batch stays in a core's cache.
 _BATCH_VALUES = 1_000_000
 
+# A tail of a sorted box, in which clipping mostly ends, is one of this many parts of it.
+_TAIL_SHARE = 64
+
 # Relative error that a sum of a few float32 products stays below.
 _ROUNDING = np.float32(1e-6)
 
@@ -155,66 +158,85 @@ def clipped_statistics(
     centred = values.astype(np.float64)
     centred -= np.nan_to_num(pivot)[:, None]
     moments = _Moments(centred, lo, hi)
-    kept_lo, kept_hi = _clip(values, moments, sigma_clip, max_rounds)
+    kept_lo, kept_hi = _clip(values, moments, sigma_clip, max_rounds, lo, hi)
     median = _median(values, kept_lo, kept_hi)
-    moved = np.flatnonzero((kept_lo != moments.lo) | (kept_hi != moments.hi))
-    moments.move(moved, kept_lo[moved], kept_hi[moved])
-    mean, rms = moments.mean_and_std()
+    mean, rms = moments.mean_and_std(np.arange(len(values)), kept_lo, kept_hi)
     level = {"median": median, "mean": pivot + mean, "mode": 3 * median - 2 * (pivot + mean)}[estimator]
     return BoxStatistics(level, rms, (kept_hi - kept_lo).astype(np.float64))
 
 
-def _clip(values: NDArray[np.number], moments: "_Moments", sigma_clip: float, max_rounds: int) -> tuple[Int, Int]:
-    """The range of each sorted box that the last round's bounds keep; `moments` ends on what all rounds keep."""
-    first, last = moments.lo.copy(), moments.hi.copy()
+def _clip(
+    values: NDArray[np.number], moments: "_Moments", sigma_clip: float, max_rounds: int, first: Int, last: Int
+) -> tuple[Int, Int]:
+    """The range of each sorted box, of that from `first` to `last`, which the last round's bounds keep."""
+    lo, hi = first.copy(), last.copy()
     kept_lo, kept_hi = first.copy(), last.copy()
-    active = np.flatnonzero(last > first)
+    rows = np.flatnonzero(last > first)
     for _ in range(max_rounds):
-        if not active.size:
+        if not rows.size:
             break
-        median = _median(values, moments.lo[active], moments.hi[active], active)
-        reach = sigma_clip * moments.mean_and_std(active)[1]
-        lo, hi = _kept_range(values, median - reach, median + reach, first[active], last[active], active)
-        kept_lo[active], kept_hi[active] = lo, hi
-        lo, hi = np.maximum(lo, moments.lo[active]), np.minimum(hi, moments.hi[active])
-        changed = ((lo != moments.lo[active]) | (hi != moments.hi[active])) & (hi > lo)
-        active = active[changed]
-        moments.move(active, lo[changed], hi[changed])
+        median = _median(values, lo[rows], hi[rows], rows)
+        reach = sigma_clip * moments.mean_and_std(rows, lo[rows], hi[rows])[1]
+        below, above = _kept_range(values, median - reach, median + reach, first[rows], last[rows], rows)
+        kept_lo[rows], kept_hi[rows] = below, above
+        below, above = np.maximum(below, lo[rows]), np.minimum(above, hi[rows])
+        changed = ((below != lo[rows]) | (above != hi[rows])) & (above > below)
+        rows = rows[changed]
+        lo[rows], hi[rows] = below[changed], above[changed]
     return kept_lo, kept_hi
 
 
 class _Moments:
-    """Sums of a range of each sorted box's values and of their squares, kept up as the ranges shrink."""
+    """Mean and standard deviation of ranges of sorted boxes' values, each range of a box within the one before.
+
+    Clipping mostly moves a range's ends a little. What is kept is therefore the sums over a box's middle, to which
+    those over the short tails are added: what a round clips was never in them, and no digits are lost to it. Where a
+    range ends within the middle, what leaves it is subtracted.
+    """
 
     def __init__(self, values: Float, lo: Int, hi: Int) -> None:
-        self.lo, self.hi = lo.copy(), hi.copy()
-        self._tables = (values, np.square(values))
-        rows = np.arange(len(values))
-        self._sums = [_range_sums(table, rows, lo, hi) for table in self._tables]
+        self._values = values
+        tail = (hi - lo) // _TAIL_SHARE
+        self._lo, self._hi = lo + tail, hi - tail
+        self._sums = self._sum_anew(np.arange(len(values)), self._lo, self._hi)
 
-    def move(self, rows: Int, lo: Int, hi: Int) -> None:
-        """Give some boxes new ranges.
-
-        A round clips few pixels, so what leaves is subtracted. Where it held most of the scatter, what is left would
-        lose its digits, and is summed anew.
-        """
-        old_lo, old_hi = self.lo[rows], self.hi[rows]
-        below = _gathered_sums(self._tables, rows, old_lo, lo)
-        above = _gathered_sums(self._tables, rows, hi, old_hi)
-        leaving = [b + a for b, a in zip(below, above, strict=True)]
-        light = (lo >= old_lo) & (hi <= old_hi) & (leaving[1] <= 0.5 * self._sums[1][rows])
-        for table, total, part in zip(self._tables, self._sums, leaving, strict=True):
-            total[rows] -= part
-            total[rows[~light]] = _range_sums(table, rows[~light], lo[~light], hi[~light])
-        self.lo[rows], self.hi[rows] = lo, hi
-
-    def mean_and_std(self, rows: Int | slice = slice(None)) -> tuple[Float, Float]:
-        """Mean and standard deviation of the ranges; NaN where one is empty."""
-        size = self.hi[rows] - self.lo[rows]
+    def mean_and_std(self, rows: Int, lo: Int, hi: Int) -> tuple[Float, Float]:
+        """Of ``values[row, lo:hi]`` for each of some rows, ascending; NaN where it is empty."""
+        middle_lo, middle_hi = np.maximum(lo, self._lo[rows]), np.minimum(hi, self._hi[rows])
+        leaving = self._ends(rows, self._lo[rows], middle_lo, middle_hi, self._hi[rows])
+        # Where it held most of the scatter, what is left would lose its digits, and is summed anew.
+        anew = np.flatnonzero((leaving[1] > 0.5 * self._sums[1, rows]) | (middle_hi <= middle_lo))
+        middle_lo[anew], middle_hi[anew] = lo[anew], hi[anew]
+        self._sums[:, rows] -= leaving
+        self._sums[:, rows[anew]] = self._sum_anew(rows[anew], lo[anew], hi[anew])
+        self._lo[rows], self._hi[rows] = middle_lo, middle_hi
+        sums = self._sums[:, rows] + self._ends(rows, lo, middle_lo, middle_hi, hi)
+        size = hi - lo
         with np.errstate(invalid="ignore", divide="ignore"):
-            mean = self._sums[0][rows] / size
-            variance = self._sums[1][rows] / size - mean**2
+            mean = sums[0] / size
+            variance = sums[1] / size - mean**2
         return mean, np.sqrt(np.maximum(variance, 0.0))
+
+    def _sum_anew(self, rows: Int, lo: Int, hi: Int) -> Float:
+        """Sums (2, row) over ``values[row, lo:hi]`` of the values and of their squares."""
+        some = self._values if rows.size == len(self._values) else self._values[rows]
+        return np.stack([_range_sums(some, lo, hi), _range_sums(np.square(some), lo, hi)])
+
+    def _ends(self, rows: Int, start: Int, middle_start: Int, middle_stop: Int, stop: Int) -> Float:
+        """As `_sum_anew`, over the two short ranges that a middle leaves of a range; none where it is the wider one."""
+        first = np.concatenate([start, middle_stop])
+        length = np.concatenate([middle_start - start, stop - middle_stop])
+        length = np.maximum(length, 0)
+        end = np.cumsum(length)
+        if not end.size or end[-1] == 0:
+            return np.zeros((2, rows.size))
+        first += np.tile(rows * self._values.shape[1], 2)
+        index = np.arange(end[-1]) + np.repeat(first - (end - length), length)
+        # A zero after the last value lets an empty range at the end start somewhere.
+        values = np.append(self._values.reshape(-1).take(index), 0.0)
+        sums = np.stack([np.add.reduceat(table, end - length) for table in (values, np.square(values))])
+        sums[:, length == 0] = 0.0
+        return sums[:, : rows.size] + sums[:, rows.size :]
 
 
 def _count_finite(values: NDArray[np.number]) -> Int:
@@ -236,11 +258,11 @@ def _median(values: NDArray[np.number], lo: Int, hi: Int, rows: Int | None = Non
     return np.where(size > 0, 0.5 * (lower + upper), np.nan)
 
 
-def _range_sums(table: Float, rows: Int, lo: Int, hi: Int) -> Float:
+def _range_sums(table: Float, lo: Int, hi: Int) -> Float:
     """Sum of ``table[row, lo:hi]`` for each row, pairwise, the same whatever rows stand beside it."""
     # reduceat sums from each index to the next; every second sum is the gap between two ranges. An empty range
     # would give the element at its start instead of 0, and the last range may end at the table's end.
-    start = rows * table.shape[1]
+    start = np.arange(len(table)) * table.shape[1]
     indices = np.stack([start + lo, start + hi], axis=1).ravel()
     flat = table.reshape(-1)
     if indices.size and indices[-1] == flat.size:
@@ -248,19 +270,6 @@ def _range_sums(table: Float, rows: Int, lo: Int, hi: Int) -> Float:
     # A range that starts at the table's end is empty as well.
     sums = np.add.reduceat(flat, np.minimum(indices, flat.size - 1))[::2]
     return np.where(hi > lo, sums, 0.0)
-
-
-def _gathered_sums(tables: tuple[Float, ...], rows: Int, lo: Int, hi: Int) -> list[Float]:
-    """Sum of ``table[row, lo:hi]`` for short ranges, from each table; 0 where the range is empty."""
-    length = np.maximum(hi - lo, 0)
-    end = np.cumsum(length)
-    n = int(end[-1]) if len(end) else 0
-    if n == 0:
-        return [np.zeros(len(rows)) for _ in tables]
-    index = np.arange(n) + np.repeat(rows * tables[0].shape[1] + lo - (end - length), length)
-    # A zero after the last element lets an empty range at the end start somewhere.
-    sums = [np.add.reduceat(np.append(table.reshape(-1)[index], 0.0), end - length) for table in tables]
-    return [np.where(length > 0, total, 0.0) for total in sums]
 
 
 def _kept_range(
@@ -350,12 +359,14 @@ def _median_filter(mesh: Float, size: int) -> Float:
 
 
 class Surface:
-    """Cubic-spline surface through a mesh, along given columns of the image.
+    """Cubic-spline surface through a mesh, over a rectangle of the image.
 
     Parameters
     ----------
     mesh : ndarray (mesh_y, mesh_x)
         Values at the boxes' centres.
+    y : range
+        Rows of the image that will be asked for.
     x : ndarray (x,) int
         Columns of the image, ascending.
     box_size : tuple of int
@@ -368,18 +379,22 @@ class Surface:
     the same bits whatever pixels are asked for with it.
     """
 
-    def __init__(self, mesh: Float32, x: Int, *, box_size: tuple[int, int]) -> None:
+    def __init__(self, mesh: Float32, y: range, x: Int, *, box_size: tuple[int, int]) -> None:
         self._range = mesh.min(), mesh.max()
         self._side = box_size[0]
         coefficients = np.pad(spline_filter(mesh, order=3, mode="reflect", output=np.float64), 2, mode="symmetric")
+        # A tile needs no more rows of the mesh than those about it, however many there are.
+        ends, _ = _spline_weights(np.array([y.start, y.stop - 1]), box_size[0])
+        self._first_row = ends[0]
+        near = coefficients[ends[0] : ends[1] + 4]
         first, weights = _spline_weights(x, box_size[1])
-        along_x = weighted_sum(weights[:, None, :], [coefficients[:, first + k] for k in range(4)])
+        along_x = weighted_sum(weights[:, None, :], [near[:, first + k] for k in range(4)])
         # Indexing columns leaves them contiguous along y; rows are read from here on.
         self._along_x = along_x.astype(np.float32, order="C")
 
     def at(self, y: Int) -> Float32:
         """Values (len(y), len(x)) float32 in the given rows of the image, ascending."""
-        first, exact = _spline_weights(y, self._side)
+        first, exact = self._along_y(y)
         weights = exact.astype(np.float32)
         result = np.empty((len(y), self._along_x.shape[1]), np.float32)
         # Rows between the centres of two rows of boxes share their four rows of coefficients.
@@ -390,21 +405,27 @@ class Surface:
                 result[start:stop] = weighted_sum(weights[:, start:stop, None], terms)
         return np.clip(result, *self._range, out=result)
 
-
-    def floor(self, y: Int) -> Float32:
-        """At most the least value (len(x),) of each column in the given rows, ascending."""
-        first, _ = _spline_weights(y[[0, -1]], self._side)
+    def bounds(self, y: Int) -> tuple[Float32, Float32]:
+        """At most the least and at least the greatest value (len(x),) of each column in the given rows, ascending."""
+        first, _ = self._along_y(y[[0, -1]])
+        terms = self._along_x[first[0] : first[1] + 4]
         # The four weights are positive and sum to 1; the slack covers their rounding.
-        least = self._along_x[first[0] : first[1] + 4].min(axis=0)
-        least -= _ROUNDING * np.abs(self._along_x[first[0] : first[1] + 4]).max(axis=0)
-        return np.clip(least, *self._range)
+        slack = _ROUNDING * np.abs(terms).max(axis=0)
+        return np.clip(terms.min(axis=0) - slack, *self._range), np.clip(terms.max(axis=0) + slack, *self._range)
 
     def at_points(self, y: Int, at_y: Int, at_x: Int) -> Float32:
         """Values (n,) float32, the same bits as ``at(y)[at_y, at_x]``, for a few points of many."""
-        first, exact = _spline_weights(y, self._side)
+        first, exact = self._along_y(y)
         weights = exact.astype(np.float32)[:, at_y]
-        terms = [self._along_x[first[at_y] + k, at_x] for k in range(4)]
+        n_x = self._along_x.shape[1]
+        index = (first * n_x)[at_y] + at_x
+        terms = [self._along_x.reshape(-1).take(index + k * n_x) for k in range(4)]
         return np.clip(weighted_sum(weights, terms), *self._range)
+
+    def _along_y(self, y: Int) -> tuple[Int, Float]:
+        """First of four rows of `_along_x` for each row of the image, and the four weights (4, y)."""
+        first, weights = _spline_weights(y, self._side)
+        return first - self._first_row, weights
 
 
 def _spline_weights(index: Int, side: int) -> tuple[Int, Float]:

@@ -25,6 +25,8 @@ from skylevel.kernels.tile import Tile
 Bool = NDArray[np.bool_]
 Pattern = NDArray[np.str_]
 Phases = dict[tuple[int, int], NDArray[np.number]]
+# Sums along y, by column phase of the pattern.
+Lines = dict[int, Float]
 
 # Weights of the fill that sum to less than this are rounding: no pixel of the channel is within the kernel.
 _NO_WEIGHT = 1e-12
@@ -57,22 +59,22 @@ def _kernel_size(stddev: float) -> int:
 class _Window:
     """A tile and the margin around it, parted by column phase of a pattern counted from the tile's first pixel.
 
-    With `zeros`, 1 where a pixel is 0 and 0 elsewhere, in place of the pixels.
+    Parameters
+    ----------
+    pixels : ndarray (margin + y + margin, margin + x + margin)
+        The tile with its margin; both margins, and the length along x, in whole periods.
+    size : tuple of int
+        Of the tile (y, x).
+    margin, period : tuple of int
     """
 
-    def __init__(self, tile: Tile, period: tuple[int, int], half: int, *, zeros: bool = False) -> None:
-        rows, columns = tile.core
-        self.size = (rows.stop - rows.start, columns.stop - columns.start)
-        self.period = period
-        # A margin of whole periods keeps the phases where they are.
-        self.margin = (-(-half // period[0]) * period[0], -(-half // period[1]) * period[1])
-        pixels, here = tile.around(self.margin)
-        self.has_zeros = not pixels.all()
-        padded = np.zeros([n + 2 * m for n, m in zip(self.size, self.margin, strict=True)])
-        padded[here] = (pixels == 0) if zeros else pixels
-        self.planes = [np.ascontiguousarray(padded[:, x :: period[1]]) for x in range(period[1])]
+    def __init__(
+        self, pixels: NDArray[np.generic], size: tuple[int, int], margin: tuple[int, int], period: tuple[int, int]
+    ) -> None:
+        self.size, self.margin, self.period = size, margin, period
+        self.planes = [pixels[:, x :: period[1]].astype(np.float64, order="C") for x in range(period[1])]
 
-    def along_y(self, own: Bool, taps: Float, y: int) -> dict[int, Float]:
+    def along_y(self, own: Bool, taps: Float, y: int) -> Lines:
         """Weighted sums along y of a channel's pixels, at the rows of phase y, by column phase."""
         half, period = len(taps) // 2, self.period[0]
         n_rows = len(range(y, self.size[0], period))
@@ -85,7 +87,7 @@ class _Window:
                 sums[x] = _tap_sum(taps[np.add(near, half)], rows)
         return sums
 
-    def along_x(self, lines: dict[int, Float], taps: Float, x: int) -> Float:
+    def along_x(self, lines: Lines, taps: Float, x: int) -> Float:
         """Weighted sums along x of what `along_y` gave, at the columns of phase x."""
         half, period = len(taps) // 2, self.period[1]
         n_columns = len(range(x, self.size[1], period))
@@ -93,6 +95,57 @@ class _Window:
         first = [(self.margin[1] + x + d) // period for d in near]
         columns = [lines[(x + d) % period][:, c : c + n_columns] for d, c in zip(near, first, strict=True)]
         return _tap_sum(taps[np.add(near, half)], columns)
+
+
+class _Holes:
+    """Pixels of value 0 in a window: the columns near one, put side by side, since mostly there are few.
+
+    Parameters
+    ----------
+    empty : ndarray (margin + y + margin, margin + x + margin) bool
+        True at the holes; none beyond the mosaic's edges.
+    window : _Window
+        What they are holes in.
+    """
+
+    def __init__(self, empty: Bool, window: _Window) -> None:
+        period, reach = window.period[1], window.margin[1] // window.period[1]
+        columns = empty.reshape(len(empty), -1, period)
+        near = _within(np.any(columns, axis=(0, 2)), reach)
+        near[:reach] = near[len(near) - reach :] = False
+        # Periods of columns whose fill sees a hole, counted from the tile's first; and all that fill sees, counted
+        # from the window's first.
+        self._near = np.flatnonzero(near) - reach
+        self._seen = np.flatnonzero(_within(near, reach))
+        self._at = np.searchsorted(self._seen, self._near)
+        size = (window.size[0], (self._seen.size - 2 * reach) * period)
+        pixels = columns[:, self._seen].reshape(len(empty), -1)
+        self._window = _Window(pixels, size, window.margin, window.period)
+
+    def along_y(self, lines: Lines, own: Bool, taps: Float, y: int) -> tuple[Lines, Lines]:
+        """What the columns near a hole see of `lines`, which `_Window.along_y` gave, and the same sums of the holes."""
+        return {x: line[:, self._seen] for x, line in lines.items()}, self._window.along_y(own, taps, y)
+
+    def fill(
+        self, phase: NDArray[np.number], weight: Float, near: tuple[Lines, Lines], taps: Float, x: int, *, own: bool
+    ) -> Float:
+        """A phase (y, x) of a channel, its pixels near a hole filled anew from what the holes leave of `weight`.
+
+        `near` is what `along_y` gave; of the channel's own pixels, the holes alone are filled.
+        """
+        filled = phase.astype(np.float64, copy=own)
+        columns = self._near[self._near < filled.shape[1]]
+        total, lost = (self._window.along_x(lines, taps, x)[:, self._at[: columns.size]] for lines in near)
+        left = np.broadcast_to(weight, filled.shape)[:, columns] - lost
+        left[left <= _NO_WEIGHT] = np.inf
+        here = phase[:, columns]
+        filled[:, columns] = np.where(here == 0, total / left, here) if own else total / left
+        return filled
+
+
+def _within(flags: Bool, reach: int) -> Bool:
+    """Where a flag is set within `reach` places."""
+    return np.asarray(np.convolve(flags, np.ones(2 * reach + 1, int), mode="same") > 0)
 
 
 def _tap_sum(weights: Float, terms: list[Float]) -> Float:
@@ -148,41 +201,51 @@ def _filled_phases(tile: Tile, pattern: Pattern, stddev: float) -> Iterator[tupl
     """`fill_gaps`, with each channel parted by phase of the pattern, counted from the tile's first pixel."""
     taps = gaussian_taps(stddev, _kernel_size(stddev))
     period = (pattern.shape[0], pattern.shape[1])
-    window = _Window(tile, period, len(taps) // 2)
-    zeros = _Window(tile, period, len(taps) // 2, zeros=True) if window.has_zeros else None
+    window, holes = _surroundings(tile, period, len(taps) // 2)
     weights = _EdgeWeights(tile, period, taps)
     pixels = tile.core_pixels()
     local = np.roll(pattern, [-(c.start % p) for c, p in zip(tile.core, period, strict=True)], (0, 1))
     for channel in channel_names(pattern):
-        yield channel, _fill_channel(pixels, local == channel, taps, window, zeros, weights)
+        yield channel, _fill_channel(pixels, local == channel, taps, window, holes, weights)
+
+
+def _surroundings(tile: Tile, period: tuple[int, int], half: int) -> tuple[_Window, _Holes | None]:
+    """A tile with `half` a kernel around it, zeros beyond the mosaic's edges; and its holes, where there are any."""
+    rows, columns = tile.core
+    size = (rows.stop - rows.start, columns.stop - columns.start)
+    # A margin of whole periods keeps the phases where they are.
+    margin = (-(-half // period[0]) * period[0], -(-half // period[1]) * period[1])
+    pixels, here = tile.around(margin)
+    shape = (size[0] + 2 * margin[0], -(-size[1] // period[1]) * period[1] + 2 * margin[1])
+    padded = np.zeros(shape)
+    padded[here] = pixels
+    window = _Window(padded, size, margin, period)
+    if pixels.all():
+        return window, None
+    empty = np.zeros(shape, bool)
+    empty[here] = pixels == 0
+    return window, _Holes(empty, window)
 
 
 def _fill_channel(
-    pixels: NDArray[np.number],
-    own: Bool,
-    taps: Float,
-    window: _Window,
-    zeros: _Window | None,
-    weights: "_EdgeWeights",
+    pixels: NDArray[np.number], own: Bool, taps: Float, window: _Window, holes: _Holes | None, weights: "_EdgeWeights"
 ) -> Phases:
     """One channel of `_filled_phases`."""
-    phases = {}
+    phases: Phases = {}
     # A tile narrower than the pattern has no pixel of some phases.
     for y in range(min(own.shape[0], pixels.shape[0])):
         lines = window.along_y(own, taps, y)
-        zero_lines = zeros.along_y(own, taps, y) if zeros else {}
+        near = holes.along_y(lines, own, taps, y) if holes else None
         for x in range(min(own.shape[1], pixels.shape[1])):
-            here = pixels[y :: own.shape[0], x :: own.shape[1]]
-            if own[y, x] and not zeros:
-                phases[y, x] = here
+            is_own = bool(own[y, x])
+            phases[y, x] = pixels[y :: own.shape[0], x :: own.shape[1]]
+            if is_own and not holes:
                 continue
-            filled = window.along_x(lines, taps, x)
             weight = weights.at(own, y, x)
-            if zeros:
-                weight = weight - zeros.along_x(zero_lines, taps, x)
-                weight[weight <= _NO_WEIGHT] = np.inf
-            filled /= weight
-            phases[y, x] = np.where(here == 0, filled, here) if own[y, x] else filled
+            if not is_own:
+                phases[y, x] = window.along_x(lines, taps, x) / weight
+            if holes and near:
+                phases[y, x] = holes.fill(phases[y, x], weight, near, taps, x, own=is_own)
     return phases
 
 
@@ -197,7 +260,7 @@ class _EdgeWeights:
         self._start = (tile.core[0].start, tile.core[1].start)
 
     def at(self, own: Bool, y: int, x: int) -> Float:
-        """Weights at phase (y, x); of length 1 along an axis where all its rows or columns have the same."""
+        """Weights at phase (y, x), infinite where there is none; of length 1 along an axis where all are the same."""
         (in_y, out_y), (in_x, out_x) = self._axes
         of_y = _collapsed(np.vstack([in_y, out_y])[:, y :: self._period[0]])[:, :, None]
         of_x = _collapsed(np.vstack([in_x, out_x])[:, x :: self._period[1]])[:, None, :]
@@ -206,7 +269,7 @@ class _EdgeWeights:
         mosaic_order = np.argwhere(np.roll(own, self._start, (0, 1)))
         for p_y, p_x in (mosaic_order - self._start) % self._period:
             total = total + of_y[p_y] * of_x[p_x]
-        return np.asarray(total)
+        return np.where(total > _NO_WEIGHT, total, np.inf)
 
 
 def _axis_weights(core: slice, n: int, period: int, taps: Float) -> tuple[Float, Float]:
@@ -381,8 +444,9 @@ def subtract_backgrounds(
     period = pattern.shape
     local = np.roll(pattern, (-(origin[0] % period[0]), -(origin[1] % period[1])), (0, 1))
     n_y, n_x = mosaic.shape
+    every_row = range(origin[0], origin[0] + n_y)
     phases = [
-        (y, x, Surface(mesh, np.arange(x, n_x, period[1]) + origin[1], box_size=box_size), norm)
+        (y, x, Surface(mesh, every_row, np.arange(x, n_x, period[1]) + origin[1], box_size=box_size), norm)
         for channel, mesh, norm in zip(channel_names(pattern), meshes, norms, strict=True)
         for y, x in np.argwhere(local == channel)
     ]

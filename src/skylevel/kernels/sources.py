@@ -3,6 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import label
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import connected_components
 
 from skylevel.kernels.mesh import Float32, Mesh, Surface
 
@@ -20,6 +22,10 @@ _MANY = 0.1
 
 # Strips of about this many pixels stay in a core's cache.
 _STRIP_PIXELS = 262_144
+
+# Connected pixels are looked for in strips of about this many: larger ones make fewer calls, and take more memory where
+# every second pixel is one.
+_CONNECTED_PIXELS = 1 << 20
 
 _EDGES_AND_CORNERS = np.ones((3, 3), bool)
 
@@ -124,24 +130,26 @@ def above_threshold(
     """
     n_y, n_x = image.shape
     half, step = size // 2, max(1, _STRIP_PIXELS // n_x)
-    columns = np.arange(origin[1], origin[1] + n_x)
-    background, rms = (Surface(m, columns, box_size=box_size) for m in (mesh.background, mesh.background_rms))
+    here = range(origin[0], origin[0] + n_y), np.arange(origin[1], origin[1] + n_x)
+    background, rms = (Surface(m, *here, box_size=box_size) for m in (mesh.background, mesh.background_rms))
     result = np.empty(image.shape, bool)
     for y in range(0, n_y, step):
         stop = min(y + step, n_y)
         start = max(y - half, 0)
         smoothed = smooth(image[start : stop + half], fwhm=fwhm, size=size)[y - start :][: stop - y]
         rows = np.arange(y, stop) + origin[0]
-        # Mostly few pixels reach even the least that the surfaces can be here, and only those are looked at closely.
-        near = smoothed >= background.floor(rows) + threshold * rms.floor(rows)
-        at = np.flatnonzero(near) if threshold >= 0 else np.arange(near.size)
-        if at.size > _MANY * near.size:
+        # Mostly few pixels stand between the least and the most that the limit can be here, and only those are looked
+        # at closely.
+        (least, most), (least_rms, most_rms) = background.bounds(rows), rms.bounds(rows)
+        above = smoothed > least + threshold * least_rms
+        at = np.flatnonzero(above & ~(smoothed > most + threshold * most_rms))
+        if threshold < 0 or at.size > _MANY * above.size:
             np.greater(smoothed, _limit(rms.at(rows), background.at(rows), threshold), out=result[y:stop])
             continue
         at_y, at_x = np.divmod(at, n_x)
         limit = _limit(rms.at_points(rows, at_y, at_x), background.at_points(rows, at_y, at_x), threshold)
-        near.reshape(-1)[at] = smoothed.reshape(-1)[at] > limit
-        result[y:stop] = near
+        above.reshape(-1)[at] = smoothed.reshape(-1)[at] > limit
+        result[y:stop] = above
     return result
 
 
@@ -172,7 +180,7 @@ def connected(detected: Bool, n_pixels: int) -> Bool:
     if n_pixels == 1:
         return detected.copy()
     halo = n_pixels - 1
-    step = max(_STRIP_PIXELS // detected.shape[1], 4 * halo)
+    step = max(_CONNECTED_PIXELS // detected.shape[1], 4 * halo)
     kept = np.empty_like(detected)
     for y in range(0, len(detected), step):
         top = max(y - halo, 0)
@@ -182,11 +190,26 @@ def connected(detected: Bool, n_pixels: int) -> Bool:
 
 
 def _connected_in_one(detected: Bool, n_pixels: int) -> Bool:
-    labels, _ = label(detected, structure=_EDGES_AND_CORNERS)
-    at = np.flatnonzero(detected)
-    found = labels.reshape(-1)[at]
+    """`connected` of an image that is looked at in one piece: runs along x, joined where they touch along y."""
     kept = np.zeros(detected.shape, bool)
-    kept.reshape(-1)[at] = np.bincount(found)[found] >= n_pixels if at.size else False
+    at = np.flatnonzero(detected)
+    if not at.size:
+        return kept
+    # Two pixels more a row, so that the end of one and the start of the next do not touch.
+    width = detected.shape[1] + 2
+    position = at + 2 * (at // detected.shape[1]) + 1
+    first = np.flatnonzero(np.diff(position, prepend=-1) != 1)
+    length = np.diff(first, append=at.size)
+    start, end = position[first], position[first] + length - 1
+    # Those of the row above that a run touches stand one after the other.
+    above = np.searchsorted(end, start - width - 1)
+    n_above = np.searchsorted(start, end - width + 1, side="right") - above
+    bounds = np.concatenate([[0], np.cumsum(n_above)])
+    touching = np.arange(bounds[-1]) + np.repeat(above - bounds[:-1], n_above)
+    graph = csr_array((np.ones(touching.size, np.int8), touching, bounds), shape=(first.size, first.size))
+    _, source = connected_components(graph, directed=False)
+    large = np.bincount(source, weights=length)[source] >= n_pixels
+    kept.reshape(-1)[at] = np.repeat(large, length)
     return kept
 
 
