@@ -28,11 +28,11 @@ import skylevel, skylevel.io.frame
 from skylevel.allocator import peak_memory
 from skylevel.program.plan import make_plan
 from skylevel.program.run import store_url
-from skylevel.program.tasks import export, measure
+from skylevel.program.tasks import level_exposure
 imported = peak_memory()
 source, output, keep = sys.argv[1:]
 (exposure,) = make_plan([source], output, keep=[word for word in keep.split(",") if word])
-export(exposure, measure(exposure, store_url(output), skylevel.__version__), store_url(output))
+level_exposure(exposure, store_url(output), skylevel.__version__)
 print(json.dumps([imported, peak_memory()]))
 """
 

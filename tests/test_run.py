@@ -28,7 +28,7 @@ from skylevel.level import estimate_rows
 from skylevel.program.fan_out import fan_out
 from skylevel.program.plan import Exposure, make_plan
 from skylevel.program.run import ProgramResult, export_program, run_partition
-from skylevel.program.tasks import Record, is_transient, measure, require_version, task
+from skylevel.program.tasks import Record, is_transient, level_exposure, require_version, task
 from skylevel.program.view import program_status
 
 GOOD = ("e00", "e01", "e02", "night1", "night2")
@@ -416,7 +416,7 @@ class TestVersions:
 
     def test_a_worker_that_joined_later_refuses_its_exposure(self, exposures: Path, client: Client) -> None:
         (exposure, *_) = make_plan([str(exposures)], str(exposures.parent))
-        future = client.submit(measure, exposure, str(exposures.parent / "program.zarr"), "99.0", pure=False)
+        future = client.submit(level_exposure, exposure, str(exposures.parent / "program.zarr"), "99.0", pure=False)
         with pytest.raises(ClusterError, match="install the same version on both"):
             future.result()
         assert not (exposures.parent / "program.zarr").exists()

@@ -14,7 +14,7 @@ from skylevel.io.frame import open_frame
 from skylevel.level import level_channels, level_rows
 from skylevel.program.plan import make_plan
 from skylevel.program.run import store_url
-from skylevel.program.tasks import export, measure
+from skylevel.program.tasks import level_exposure
 
 Prepared = tuple[Callable[[], Any], Callable[[], Any]]
 
@@ -23,10 +23,7 @@ def levelled(path: str, output: str) -> Prepared:
     (exposure,) = make_plan([path], output)
     url = store_url(output)
 
-    def run() -> None:
-        export(exposure, measure(exposure, url, version("skylevel")), url)
-
-    return run, lambda: shutil.rmtree(output)
+    return lambda: level_exposure(exposure, url, version("skylevel")), lambda: shutil.rmtree(output)
 
 
 def kernel(path: str) -> Callable[[], Any]:

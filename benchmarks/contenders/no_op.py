@@ -1,4 +1,4 @@
-"""Tasks of the shape of a program's own that do nothing; workers import this."""
+"""A task of the shape of a program's own that does nothing; workers import this."""
 
 from typing import Any
 
@@ -6,13 +6,6 @@ from skylevel.program.plan import Exposure
 from skylevel.program.tasks import Record
 
 
-def nothing(exposure: Exposure) -> Record:
-    return Record(exposure.name)
-
-
-def measure_nothing(exposure: Exposure, *_: Any) -> Record:
-    return Record(exposure.name, [(0.0, "read nothing"), (0.0, "measured nothing")], {"read": 0.0, "measure": 0.0})
-
-
-def export_nothing(_: Exposure, measured: Record, *__: Any) -> Record:
-    return measured
+def level_nothing(exposure: Exposure, *_: Any, **__: Any) -> Record:
+    stages = ("read", "measure", "store", "export")
+    return Record(exposure.name, [(0.0, f"{stage} nothing") for stage in stages], dict.fromkeys(stages, 0.0))

@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 from distributed import Client, Future
 
-from contenders.no_op import export_nothing, measure_nothing, nothing
+from contenders.no_op import level_nothing
 from skylevel.io.store import ProgramStore
 from skylevel.program.cluster import connect
 from skylevel.program.fan_out import fan_out
@@ -71,16 +71,15 @@ def _largest(processes: list[psutil.Process]) -> float:
     return max(p.memory_info().rss for p in processes) / MB
 
 
-def fan(scheduler_file: str, count: str, tasks: str) -> Callable[[], dict[str, float]]:
-    """Exposures without pixels through `fan_out`, each of one task, or of two as in a program."""
+def fan(scheduler_file: str, count: str) -> Callable[[], dict[str, float]]:
+    """Exposures without pixels through `fan_out`, each a task as in a program."""
 
     def run() -> dict[str, float]:
         client = Client(scheduler_file=scheduler_file, set_as_default=False)
         client.wait_for_workers(2)
         exposures = [_exposure(i) for i in range(int(count))]
         cpu, wall = time.process_time(), time.perf_counter()
-        submit = _one_task(client) if tasks == "1" else _two_tasks(client)
-        finished = sum(1 for _ in fan_out(client, submit, exposures, in_flight=lambda: IN_FLIGHT))
+        finished = sum(1 for _ in fan_out(client, _submitter(client), exposures, in_flight=lambda: IN_FLIGHT))
         assert finished == len(exposures)
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
         # Linux gives KiB.
@@ -89,18 +88,10 @@ def fan(scheduler_file: str, count: str, tasks: str) -> Callable[[], dict[str, f
     return run
 
 
-def _one_task(client: Client) -> Callable[[Exposure], Future]:
-    return lambda exposure: client.submit(
-        unwrap, wrap(partial(nothing, exposure)), key=f"nothing-{exposure.name}", pure=False
-    )
-
-
-def _two_tasks(client: Client) -> Callable[[Exposure], Future]:
+def _submitter(client: Client) -> Callable[[Exposure], Future]:
     def submit(exposure: Exposure) -> Future:
-        call = wrap(partial(measure_nothing, exposure, "store", "version"))
-        measured = client.submit(unwrap, call, key=f"m-{exposure.name}", pure=False)
-        call = wrap(partial(export_nothing, exposure))
-        return client.submit(unwrap, call, measured, key=f"e-{exposure.name}", pure=False)
+        call = wrap(partial(level_nothing, exposure, "store", "version", measured=False, fresh=False))
+        return client.submit(unwrap, call, key=f"level-{exposure.name}", pure=False)
 
     return submit
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import fsspec
 
-from skylevel.errors import UnreadableFrameError
+from skylevel.errors import SkylevelError, UnreadableFrameError
 from skylevel.io.atomic import remove_asides
 
 
@@ -31,6 +31,8 @@ def file_system(url: str) -> tuple[Any, str]:
 def local_input(url: str) -> Iterator[Path]:
     """A path at which an input can be read; a remote one is fetched to a temporary file.
 
+    What is raised about that file within the block names the URL.
+
     Raises
     ------
     UnreadableFrameError
@@ -46,7 +48,10 @@ def local_input(url: str) -> Iterator[Path]:
             files.get_file(remote, str(path))
         except (OSError, ValueError) as error:
             raise UnreadableFrameError(f"{url}: cannot be fetched: {error}") from error
-        yield path
+        try:
+            yield path
+        except SkylevelError as error:
+            raise type(error)(str(error).replace(str(path), url)) from error
 
 
 @contextmanager

@@ -25,7 +25,7 @@ def fan_out(
     ----------
     client : Client
     submit : callable
-        Submits an item's task, or the last of its tasks; its result is small.
+        Submits an item's task; its result is small.
     items : iterable
     in_flight : callable
         Says how many items the scheduler may know of now. Each one is released as soon as it is done, so that the

@@ -82,7 +82,7 @@ def measure_large(client: Client, exposure: Exposure, store_url: str) -> Record:
 
 @task
 def export_large(exposure: Exposure, measured: Record | None, store_url: str) -> Record:
-    """Level an exposure and write it, block by block; as `skylevel.program.tasks.export`."""
+    """Level an exposure and write it, block by block."""
     record = measured or Record(exposure.name)
     store, url = ProgramStore(store_url), exposure.outputs["levelled"]
     with record.stage("export"), local_output(url) as path:

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from typing import Any
 
 
-def wrap(call: Callable[..., Any]) -> bytes:
+def wrap(call: Callable[[], Any]) -> bytes:
     """Pack a call, such as a ``functools.partial``, for `unwrap`."""
     return pickle.dumps(call)
 
 
-def unwrap(parcel: bytes, *args: Any) -> Any:
-    """Make the call that `wrap` packed, with further positional arguments."""
-    return pickle.loads(parcel)(*args)
+def unwrap(parcel: bytes) -> Any:
+    """Make the call that `wrap` packed."""
+    return pickle.loads(parcel)()

@@ -24,7 +24,7 @@ from skylevel.program.forecast import Need, forecast, require_disk, too_large
 from skylevel.program.large import export_large, measure_large, require_possible
 from skylevel.program.parcel import unwrap, wrap
 from skylevel.program.plan import Exposure, make_plan, partition, summarize
-from skylevel.program.tasks import Record, export, measure
+from skylevel.program.tasks import Record, level_exposure
 from skylevel.recipes import Recipe
 
 log = logging.getLogger("skylevel")
@@ -204,7 +204,7 @@ def _large(exposures: Sequence[Exposure], needs: Mapping[str, Need], available: 
 
 
 def _run_large(
-    client: Client, exposures: Sequence[Exposure], work: Mapping[str, str], url: str
+    client: Client, exposures: Sequence[Exposure], work: Mapping[str, Work], url: str
 ) -> Iterator[tuple[Exposure, Record | Exception]]:
     """One after another, each with all workers."""
     for exposure in exposures:
@@ -328,36 +328,31 @@ def connected(client: Client | None, cluster: str, workers: int | None, n_exposu
 
 
 def _submitter(
-    client: Client, work: Mapping[str, str], url: str, *, fresh: bool = False
+    client: Client, work: Mapping[str, Work], url: str, *, fresh: bool = False
 ) -> Callable[[Exposure], Future]:
-    """Submit an exposure's tasks; gives the last one."""
+    """Submits an exposure's task."""
     # Keys of an earlier run into the same scheduler must not answer for this one.
     token = uuid4().hex[:8]
 
     def submit(exposure: Exposure) -> Future:
-        measured: Future | None = None
-        if work[exposure.name] == "measure":
-            call = wrap(partial(measure, exposure, url, version("skylevel"), fresh=fresh))
-            measured = client.submit(unwrap, call, key=f"measure-{token}-{exposure.name}", pure=False)
-        call = wrap(partial(_export_after, exposure, url))
-        return client.submit(unwrap, call, measured, key=f"export-{token}-{exposure.name}", pure=False)
+        call = wrap(_task(exposure, work, url, fresh=fresh))
+        return client.submit(unwrap, call, key=f"level-{token}-{exposure.name}", pure=False)
 
     return submit
 
 
-def _export_after(exposure: Exposure, url: str, measured: Record | None) -> Record:
-    return export(exposure, measured, url)
+def _task(exposure: Exposure, work: Mapping[str, Work], url: str, *, fresh: bool) -> Callable[[], Record]:
+    """What is left of an exposure, as a call."""
+    measured = work[exposure.name] == "export"
+    return partial(level_exposure, exposure, url, version("skylevel"), measured=measured, fresh=fresh)
 
 
 def _in_this_process(
-    exposures: Iterable[Exposure], work: Mapping[str, str], url: str, *, fresh: bool
+    exposures: Iterable[Exposure], work: Mapping[str, Work], url: str, *, fresh: bool
 ) -> Iterator[tuple[Exposure, Record | Exception]]:
     for exposure in exposures:
         try:
-            measured = None
-            if work[exposure.name] == "measure":
-                measured = measure(exposure, url, version("skylevel"), fresh=fresh)
-            yield exposure, export(exposure, measured, url)
+            yield exposure, _task(exposure, work, url, fresh=fresh)()
         except Exception as error:
             yield exposure, error
 

@@ -1,7 +1,7 @@
-"""What a worker does for one exposure: measure (file to store) and export (file and store to FITS).
+"""What a worker does for one exposure: measure it (file to store) and export it (file and store to FITS).
 
-Both read the file, return a small record and never pixels, may run any number of times, and leave nothing
-half-written: a worker that dies loses only its own task.
+The two are one task, so that a file is read once and a scheduler has one thing to do for it. It returns a small record
+and never pixels, may run any number of times, and leaves nothing half-written: a worker that dies loses only its own.
 """
 
 import errno
@@ -130,8 +130,10 @@ def _thread_pools() -> ThreadpoolController:
 
 
 @task
-def measure(exposure: Exposure, store_url: str, client_version: str, *, fresh: bool = False) -> Record:
-    """Read an exposure, measure it, and store what was measured.
+def level_exposure(
+    exposure: Exposure, store_url: str, client_version: str, *, measured: bool = False, fresh: bool = False
+) -> Record:
+    """Read an exposure, measure it, store what was measured, and write its FITS files.
 
     Parameters
     ----------
@@ -139,6 +141,8 @@ def measure(exposure: Exposure, store_url: str, client_version: str, *, fresh: b
     store_url : str
     client_version : str
         Of skylevel, where the plan was made.
+    measured : bool
+        It is measured already: take what the store holds.
     fresh : bool
         Detect sources again, whatever mask is stored.
 
@@ -149,54 +153,42 @@ def measure(exposure: Exposure, store_url: str, client_version: str, *, fresh: b
     Raises
     ------
     SkylevelError
-        The file cannot be read or levelled, or this worker runs another version.
+        The file cannot be read or levelled, the store does not hold what it should, or this worker runs another
+        version.
     """
     require_version(client_version)
     record = Record(exposure.name)
     store = ProgramStore(store_url)
-    with record.stage("read"):
-        frame = _load(exposure)
-        record.say(f"read {_described(frame)}")
+    with local_input(exposure.source) as path:
+        with record.stage("read"):
+            frame = _load(path, exposure)
+            record.say(f"read {_described(frame)}")
+        if measured:
+            estimate = store.read_estimate(exposure.name).load()
+        else:
+            estimate = _measure(exposure, frame, store, record, fresh=fresh)
+        _export(exposure, frame, estimate, record)
+    store.write_export(exposure.name, exposure.export_key, record.metrics())
+    return record
+
+
+def _measure(exposure: Exposure, frame: xr.Dataset, store: ProgramStore, record: Record, *, fresh: bool) -> xr.Dataset:
+    """Measure a frame, and store what was measured."""
     with record.stage("measure"):
         estimate = _estimate(exposure, frame, None if fresh else store)
         record.say(_finding(exposure, estimate))
     with record.stage("store"):
         store.write_estimate(exposure.name, estimate, attributes(exposure, frame, _levels_metrics(estimate), record))
-    return record
+    return estimate
 
 
-@task
-def export(exposure: Exposure, measured: Record | None, store_url: str) -> Record:
-    """Level an exposure by what the store holds of it, and write its FITS files.
-
-    Parameters
-    ----------
-    exposure : Exposure
-    measured : Record, optional
-        Of its `measure`, which this one continues.
-    store_url : str
-
-    Returns
-    -------
-    Record
-
-    Raises
-    ------
-    SkylevelError
-        The file cannot be read, or the store holds nothing of it.
-    """
-    record = measured or Record(exposure.name)
+def _export(exposure: Exposure, frame: xr.Dataset, estimate: xr.Dataset, record: Record) -> None:
+    """Level a frame by what was measured of it, and write its FITS files."""
     with record.stage("export"):
-        frame = _load(exposure)
-        _last_frame.cache_clear()
-        store = ProgramStore(store_url)
-        estimate = store.read_estimate(exposure.name).load()
         for kind, url in exposure.outputs.items():
             with local_output(url) as path:
                 _WRITERS[kind](path, exposure, frame, estimate)
             record.say(f"wrote {url}")
-    store.write_export(exposure.name, exposure.export_key, record.metrics())
-    return record
 
 
 def require_version(client_version: str) -> None:
@@ -207,19 +199,12 @@ def require_version(client_version: str) -> None:
         )
 
 
-def _load(exposure: Exposure) -> xr.Dataset:
-    return _last_frame(exposure.source, exposure.recipe.name, exposure.key)
-
-
-# Export mostly follows measure in the same worker, and decoding a raw is dear: the last frame is kept between them.
-@functools.lru_cache(maxsize=1)
-def _last_frame(source: str, recipe: str, key: str) -> xr.Dataset:  # noqa: ARG001 (key: the file may change)
-    with local_input(source) as path:
-        frame = open_frame(path)
-        wanted, kind = {"rows": ("sci", "jwst"), "channels": ("raw", "camera")}[recipe]
-        if frame.attrs["kind"] != kind:
-            raise UnsupportedFrameError(f"{source}: the recipe {recipe!r} does not level this kind of file")
-        return frame[[wanted]].load()
+def _load(path: Path, exposure: Exposure) -> xr.Dataset:
+    frame = open_frame(path)
+    wanted, kind = {"rows": ("sci", "jwst"), "channels": ("raw", "camera")}[exposure.recipe.name]
+    if frame.attrs["kind"] != kind:
+        raise UnsupportedFrameError(f"{path}: the recipe {exposure.recipe.name!r} does not level this kind of file")
+    return frame[[wanted]].load()
 
 
 def _described(frame: xr.Dataset) -> str:
@@ -316,15 +301,7 @@ def write_levelled(path: Path, exposure: Exposure, frame: xr.Dataset, levelled: 
         camera.write_mosaic(path, frame, levelled, cards=cards, history=history, layout=exposure.layout)
         return
     write = jwst.write_full if exposure.layout == "full" else jwst.write_primary
-    with _own_source(exposure, frame) as frame_here:
-        write(path, frame_here, levelled, cards=cards, history=history)
-
-
-@contextmanager
-def _own_source(exposure: Exposure, frame: xr.Dataset) -> Iterator[xr.Dataset]:
-    """The frame with a path at which its file can be read now: a remote one is fetched."""
-    with local_input(exposure.source) as path:
-        yield frame.assign_attrs(path=str(path))
+    write(path, frame, levelled, cards=cards, history=history)
 
 
 def _write_segmentation(path: Path, exposure: Exposure, frame: xr.Dataset, estimate: xr.Dataset) -> None:
@@ -332,9 +309,8 @@ def _write_segmentation(path: Path, exposure: Exposure, frame: xr.Dataset, estim
     jwst.write_segmentation(path, frame, segment_rows(frame, estimate, exposure.recipe))
 
 
-def _write_masked(path: Path, exposure: Exposure, frame: xr.Dataset, estimate: xr.Dataset) -> None:
-    with _own_source(exposure, frame) as frame_here:
-        jwst.write_masked(path, frame_here, estimate["source_mask"].to_numpy())
+def _write_masked(path: Path, _: Exposure, frame: xr.Dataset, estimate: xr.Dataset) -> None:
+    jwst.write_masked(path, frame, estimate["source_mask"].to_numpy())
 
 
 def _write_background(path: Path, exposure: Exposure, frame: xr.Dataset, estimate: xr.Dataset) -> None:
