@@ -38,7 +38,7 @@ def test_the_defaults_are_the_notebooks_numbers(recipe, expected):
 def test_every_field_says_what_it_is_and_where_it_comes_from(cls, knob):
     assert knob.metadata["doc"].rstrip(".")
     assert knob.metadata["source"]
-    assert knob.metadata["stage"] in ("mask", "level", "product")
+    assert knob.metadata["stage"] in ("mask", "level", "export", "product")
 
 
 def test_a_recipe_is_frozen():

@@ -353,8 +353,14 @@ class TestChangedSettings:
 
     def test_settings_by_recipe(self, copied: Program, client: Client) -> None:
         recipes = {"channels": sl.Channels(norms={"R": 1.0, "G": 1.0, "B": 1.0})}
+        measured = stamps(groups(copied.output))
         again = sl.run(copied.folder, copied.output, client=client, recipes=recipes)
         assert sorted(record.name for record in again.done) == ["night1", "night2"]
+        # They scale the levelled image alone: nothing is measured again.
+        assert all("measure" not in record.seconds for record in again.done)
+        assert stamps(groups(copied.output)) == measured
+        levelled = sl.level_channels(sl.open_frame(copied.folder / "night1.dng"), recipes["channels"])["sci"]
+        np.testing.assert_array_equal(image_of(copied.output / "night1.bkg_subtracted.fits"), levelled)
 
     def test_a_recipe_for_another_kind_of_file_fails_by_name(self, copied: Program, client: Client) -> None:
         result = sl.run([copied.folder / "night1.dng"], copied.output.parent / "other", client=client, recipe="rows")
@@ -373,6 +379,16 @@ class TestExport:
         assert sorted(record.name for record in result.done) == sorted(GOOD)
         assert pixels_of(copied.output) == pixels
         assert stamps(groups(copied.output)) == measured
+
+    def test_a_folder_that_moved_is_exported_where_it_is_now(self, copied: Program) -> None:
+        pixels, moved = pixels_of(copied.output), copied.output.with_name("moved")
+        copied.output.rename(moved)
+        assert sorted(state.name for state in program_status(moved) if state.state == "done") == sorted(GOOD)
+        for path in moved.glob("*.fits"):
+            path.unlink()
+        assert sorted(record.name for record in export_program(str(moved), workers=1).done) == sorted(GOOD)
+        assert pixels_of(moved) == pixels
+        assert not copied.output.exists()
 
     def test_what_is_not_measured_is_named(self, copied: Program, client: Client) -> None:
         write_truncated(copied.folder / "cut.fits")
@@ -588,6 +604,8 @@ def _run_on_s3(program: Program, tmp_path: Path) -> None:
     assert sorted(record.name for record in result.done) == sorted(GOOD)
     assert set(result.failed) == {"cut"}
     assert result.failed["cut"].startswith("s3://sky/in/cut.fits: ")
+    # Nor does it name where it was fetched to.
+    assert result.failed["cut"].count("cut.fits") == 1
     fetched = tmp_path / "fetched"
     fetched.mkdir()
     files.invalidate_cache()
@@ -602,6 +620,12 @@ def _run_on_s3(program: Program, tmp_path: Path) -> None:
         GOOD, "done"
     )
     assert sorted(sl.open_program("s3://sky/out")["NRCA1/F200W"]["exposure"].values) == sorted(GOOD[:3])
+
+    # A chunk that was lost is measured again, not read as zeros.
+    files.rm("sky/out/program.zarr/exposures/e01/source_mask/c/0/0")
+    repaired = sl.run("s3://sky/in/*", "s3://sky/out", workers=1)
+    assert [record.name for record in repaired.done] == ["e01"]
+    assert files.exists("sky/out/program.zarr/exposures/e01/source_mask/c/0/0")
 
 
 def test_a_second_run_into_the_same_output_keeps_what_the_first_did(tmp_path: Path, client: Client) -> None:

@@ -31,8 +31,10 @@ def _write_rows(folder: Path) -> None:
         # The same pixels again, so that a pixel of a large image costs no more for what it shows.
         larger = np.tile(sparse, (times, times))
         np.save(folder / f"rows{len(larger)}.npy", larger)
-        stored = zarr.create_array(folder / f"rows{len(larger)}.zarr", data=larger, chunks=(1024, 1024))
-        assert stored.shape == larger.shape
+        # Both of about 4 MB; blocks of whole boxes.
+        for name, chunks in (("tiles", (1024, 1024)), ("blocks", (819_200 // len(larger), len(larger)))):
+            stored = zarr.create_array(folder / f"{name}{len(larger)}.zarr", data=larger, chunks=chunks)
+            assert stored.shape == larger.shape
 
 
 def _write_channels(folder: Path) -> None:

@@ -24,6 +24,12 @@ def rows(path: str) -> Callable[[], Any]:
     return lambda: level_rows(frame)
 
 
+def rows_times(path: str, times: str) -> Callable[[], Any]:
+    """Some results, which are kept to the end of the round."""
+    frame = rows_frame(path)
+    return lambda: [level_rows(frame) for _ in range(int(times))]
+
+
 def rows_mesh(path: str) -> Callable[[], Any]:
     frame = rows_frame(path)
     return lambda: estimate_background(frame, Rows())
@@ -32,6 +38,12 @@ def rows_mesh(path: str) -> Callable[[], Any]:
 def channels(path: str, method: str) -> Callable[[], Any]:
     frame, recipe = raw_frame(path), Channels(method=method)
     return lambda: level_channels(frame, recipe)
+
+
+def channels_times(path: str, times: str, method: str) -> Callable[[], Any]:
+    """As `rows_times`."""
+    frame, recipe = raw_frame(path), Channels(method=method)
+    return lambda: [level_channels(frame, recipe) for _ in range(int(times))]
 
 
 def channels_mesh(path: str, method: str) -> Callable[[], Any]:

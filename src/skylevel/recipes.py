@@ -18,7 +18,9 @@ from skylevel.errors import SettingsError
 # The factors under which the notebook's author found white-light images smoothest.
 NOTEBOOK_NORMS = {"R": 1.34, "G": 1.0, "B": 1.25}
 
-Stage = Literal["mask", "level", "product"]
+# What a setting decides, and so what is done again where it changes: the source mask, what is measured given that, the
+# levelled image given that, or another product alone.
+Stage = Literal["mask", "level", "export", "product"]
 
 ROWS_NOTEBOOK = "notebook: JWST NIRCam row-by-row background subtraction (Hsieh 2024)"
 PHOTUTILS_DEFAULT = "photutils Background2D's default, as in the notebook"
@@ -170,7 +172,7 @@ class Channels(Recipe):
         choices=("mode", "median", "mean"), stage="level", source=CHANNELS_NOTEBOOK))
     norms: Mapping[str, float] = field(default_factory=lambda: dict(NOTEBOOK_NORMS), hash=False, metadata=_knob(
         "Factor on each colour after its background is subtracted; 1 for a colour not named.",
-        above=0.0, stage="level", source=CHANNELS_NOTEBOOK))
+        above=0.0, stage="export", source=CHANNELS_NOTEBOOK))
     method: str = field(default="filled", metadata=_knob(
         "\"filled\": each colour's gaps are filled before its boxes are measured, as in the notebook. "
         "\"planes\": each colour's own pixels alone are measured; faster, and without the pull toward 0 that filling "
@@ -178,7 +180,7 @@ class Channels(Recipe):
         choices=("filled", "planes"), stage="level", source=CHANNELS_NOTEBOOK))
     pedestal: float = field(default=0.0, metadata=_knob(
         "Added to every pixel last, for programs that cut off negative values.",
-        unit="ADU", stage="level", source="0 in the notebook"))  # fmt: skip
+        unit="ADU", stage="export", source="0 in the notebook"))  # fmt: skip
 
 
 RECIPES: Mapping[str, type[Recipe]] = {cls.name: cls for cls in (Rows, Channels)}

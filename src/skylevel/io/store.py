@@ -130,10 +130,12 @@ class ProgramStore:
 
     def _has_chunks(self, name: str, attributes: Mapping[str, Any]) -> bool:
         """Whether no pixels were lost, which Zarr would read as its fill value without a word."""
-        if not isinstance(self._files, LocalFileSystem):
-            return True
-        group = Path(self._root, "exposures", name)
-        return all((group / chunk).is_file() for chunk in attributes.get("chunks", []))
+        group = f"{self._root}/exposures/{name}"
+        chunks = [f"{group}/{chunk}" for chunk in attributes.get("chunks", [])]
+        if isinstance(self._files, LocalFileSystem):
+            return all(Path(chunk).is_file() for chunk in chunks)
+        # One request for all of them.
+        return set(chunks) <= set(self._files.find(group))
 
     def names(self) -> list[str]:
         """The exposures that are there, complete or not, sorted."""

@@ -18,9 +18,10 @@ from skylevel.io.jwst import size_and_field
 from skylevel.io.remote import is_remote, local_output
 from skylevel.io.store import ProgramStore
 from skylevel.level import detect_rows, estimate_background, estimate_rows, stripe_dim, subtract_rows
+from skylevel.program.cluster import check_workers
 from skylevel.program.forecast import gigabytes
 from skylevel.program.plan import Exposure
-from skylevel.program.tasks import Record, attributes, task, write_levelled
+from skylevel.program.tasks import Record, attributes, require_version, stored_detection, task, write_levelled
 from skylevel.recipes import Rows
 
 _BLOCK_BYTES = 32 << 20
@@ -53,36 +54,73 @@ def require_possible(exposure: Exposure, needed: int, available: int) -> None:
         )
 
 
-def measure_large(client: Client, exposure: Exposure, store_url: str) -> Record:
+def measure_large(client: Client, exposure: Exposure, store_url: str, *, fresh: bool = False) -> Record:
     """Measure an exposure with all workers of a cluster, and store what was measured.
+
+    Parameters
+    ----------
+    client : Client
+    exposure : Exposure
+        Of the recipe "rows".
+    store_url : str
+    fresh : bool
+        Detect sources again, whatever mask is stored.
 
     Raises
     ------
     SkylevelError
-        The file cannot be read or levelled.
+        The file cannot be read or levelled, or a worker runs another version.
     """
+    check_workers(client)
     record = Record(exposure.name)
-    recipe = _rows(exposure)
+    store, recipe = ProgramStore(store_url), _rows(exposure)
     frame = _open_blocks(exposure, recipe)
     record.say(f"opened {size_and_field(frame).split(': ', 1)[-1]}, in {len(frame.chunks['y'])} blocks of rows")
     with record.stage("measure"):
-        # First the mesh alone: a graph of both steps would keep every block between them.
-        background = client.compute(estimate_background(frame, recipe)).result()
-        estimate = estimate_rows(frame, recipe, detection=detect_rows(frame, background, recipe))
+        detection = None if fresh else _stored_blocks(exposure, store, frame)
+        if detection is None:
+            # First the mesh alone: it is small, and both what is stored and the next graph need it.
+            background = client.compute(estimate_background(frame, recipe)).result()
+            detection = detect_rows(frame, background, recipe)
+        estimate = estimate_rows(frame, recipe, detection=detection)
         dim = stripe_dim(frame, recipe)
-        ProgramStore(store_url).write_estimate(
+        store.write_estimate(
             exposure.name,
             estimate.assign(row_level=estimate["row_level"].chunk({dim: -1})),
-            attributes(exposure, frame, {"exclude_percentile": float(background["exclude_percentile"])}, record),
+            attributes(exposure, frame, {"exclude_percentile": float(detection["exclude_percentile"])}, record),
             compute=lambda writing: client.compute(writing).result(),
         )
         record.say(f"measured {estimate.sizes[dim]} {'rows' if dim == 'y' else 'columns'}")
     return record
 
 
+def _stored_blocks(exposure: Exposure, store: ProgramStore, frame: xr.Dataset) -> xr.Dataset | None:
+    """The stored detection of an exposure, where it still holds; its mask in the frame's blocks."""
+    detection = stored_detection(exposure, store)
+    if detection is None:
+        return None
+    mask = detection["source_mask"].chunk(frame.chunksizes)
+    return detection.drop_vars("source_mask").load().assign(source_mask=mask).drop_encoding()
+
+
 @task
-def export_large(exposure: Exposure, measured: Record | None, store_url: str) -> Record:
-    """Level an exposure and write it, block by block."""
+def export_large(exposure: Exposure, measured: Record | None, store_url: str, client_version: str) -> Record:
+    """Level an exposure by what the store holds of it, and write it, block by block.
+
+    Parameters
+    ----------
+    exposure : Exposure
+    measured : Record, optional
+        Of its `measure_large`, which this one continues.
+    store_url, client_version : str
+        As in `skylevel.program.tasks.level_exposure`.
+
+    Raises
+    ------
+    SkylevelError
+        The file cannot be read, the store holds nothing of it, or this worker runs another version.
+    """
+    require_version(client_version)
     record = measured or Record(exposure.name)
     store, url = ProgramStore(store_url), exposure.outputs["levelled"]
     with record.stage("export"), local_output(url) as path:

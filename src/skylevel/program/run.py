@@ -190,7 +190,7 @@ def _execute(
     submit = _submitter(client, work, store.url, fresh=fresh)
     # Closed before the client, whatever ends this: what has not begun is taken back while that can be said.
     with closing(fan_out(client, submit, small, in_flight=in_flight)) as outcomes:
-        every = chain(outcomes, _run_large(client, large, work, store.url))
+        every = chain(outcomes, _run_large(client, large, work, store.url, fresh=fresh))
         _collect(every, result, store, len(exposures), progress)
 
 
@@ -204,13 +204,14 @@ def _large(exposures: Sequence[Exposure], needs: Mapping[str, Need], available: 
 
 
 def _run_large(
-    client: Client, exposures: Sequence[Exposure], work: Mapping[str, Work], url: str
+    client: Client, exposures: Sequence[Exposure], work: Mapping[str, Work], url: str, *, fresh: bool
 ) -> Iterator[tuple[Exposure, Record | Exception]]:
     """One after another, each with all workers."""
     for exposure in exposures:
         try:
-            measured = measure_large(client, exposure, url) if work[exposure.name] == "measure" else None
-            yield exposure, client.submit(export_large, exposure, measured, url, pure=False).result()
+            is_measured = work[exposure.name] == "export"
+            record = None if is_measured else measure_large(client, exposure, url, fresh=fresh)
+            yield exposure, client.submit(export_large, exposure, record, url, version("skylevel"), pure=False).result()
         except Exception as error:
             yield exposure, error
 
@@ -264,21 +265,27 @@ def store_url(output: str | PathLike[str]) -> str:
 
 
 def plan_index(plan: Sequence[Exposure]) -> dict[str, object]:
-    """A plan as the store keeps it."""
+    """A plan as the store keeps it: its outputs are named by their files, which may move together with the store."""
     exposures = [exposure.to_dict() for exposure in plan]
+    for values in exposures:
+        values["outputs"] = {kind: url.rsplit("/", 1)[-1] for kind, url in values["outputs"].items()}
     return {"format": FORMAT, "skylevel_version": version("skylevel"), "exposures": exposures}
 
 
 def read_plan(store: ProgramStore) -> list[Exposure]:
-    """The plan that a store keeps.
+    """The plan that a store keeps; its outputs stand beside the store.
 
     Raises
     ------
     StoreError
         There is none, or it cannot be read.
     """
+    folder = store.url.rsplit("/", 1)[0]
     try:
-        return [Exposure.from_dict(values) for values in store.read_plan()["exposures"]]
+        exposures = store.read_plan()["exposures"]
+        for values in exposures:
+            values["outputs"] = {kind: f"{folder}/{name}" for kind, name in values["outputs"].items()}
+        return [Exposure.from_dict(values) for values in exposures]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise StoreError(f"{store.url}: its plan.json is damaged: {error}") from error
 

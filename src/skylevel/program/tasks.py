@@ -220,11 +220,16 @@ def _estimate(exposure: Exposure, frame: xr.Dataset, store: ProgramStore | None)
     if isinstance(recipe, Channels):
         return estimate_channels(frame, recipe)
     assert isinstance(recipe, Rows)
-    stored = store.read_attributes(exposure.name) if store else None
-    if store and stored and stored.get("mask_key") == exposure.mask_key:
-        detection = store.read_estimate(exposure.name).load().drop_attrs()
-        return estimate_rows(frame, recipe, detection=detection)
-    return estimate_rows(frame, recipe)
+    detection = stored_detection(exposure, store) if store else None
+    return estimate_rows(frame, recipe, detection=detection if detection is None else detection.load())
+
+
+def stored_detection(exposure: Exposure, store: ProgramStore) -> xr.Dataset | None:
+    """The stored source mask and what found it, lazily, where they still hold for an exposure."""
+    stored = store.read_attributes(exposure.name)
+    if stored is None or stored.get("mask_key") != exposure.mask_key:
+        return None
+    return store.read_estimate(exposure.name).drop_attrs()
 
 
 def _finding(exposure: Exposure, estimate: xr.Dataset) -> str:
