@@ -2,7 +2,6 @@
 
 import json
 import resource
-import shutil
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -30,33 +29,37 @@ _started = ExitStack()
 IN_FLIGHT = 4 * 2
 
 
-def local(folder: str, output: str, workers: str) -> tuple[Callable[[], Any], Callable[[], Any]]:
-    """A program on a local cluster, which is started beforehand."""
+def local(folder: str, output: str, workers: str) -> Callable[[], Any]:
+    """A program on a local cluster, which is started beforehand; later rounds overwrite what the first one wrote."""
     plan = make_plan([folder], output)
     client = _started.enter_context(connect("local", workers=int(workers), n_exposures=len(plan)))
     processes = [psutil.Process(pid) for pid in client.run(_pid).values()]
     held: list[float] = []
 
+    def watch(*_: int) -> None:
+        held.append(_largest(processes))
+
     def run() -> dict[str, Any]:
         held.clear()
         cpu, wall = _cpu(processes), time.perf_counter()
-        result = run_plan(plan, output, client=client, progress=lambda *_: held.append(_largest(processes)))
+        result = run_plan(plan, output, client=client, overwrite=True, progress=watch)
         times = {"wall": time.perf_counter() - wall, "cpu": _cpu(processes) - cpu}
         assert not result.failed, result.failed
         stages = {stage: sum(r.seconds[stage] for r in result.done) / len(plan) for stage in result.done[0].seconds}
         return times | {"held": list(held), "peak": [r.peak_mib * 1.048576 for r in result.done], "stages": stages}
 
-    return run, lambda: shutil.rmtree(output)
+    return run
 
 
 def share(folder: str, output: str, index: str, count: str) -> Callable[[], Any]:
-    """One share of a program in this process, without Dask: an element of a job array."""
+    """One share of a program in this process, without Dask: an element of a job array. Overwrites as `local` does."""
     plan = make_plan([folder], output)
-    return lambda: _drop(run_partition(plan, output, int(index), int(count)))
 
+    def run() -> None:
+        result = run_partition(plan, output, int(index), int(count), overwrite=True)
+        assert not result.failed, result.failed
 
-def _drop(result: Any) -> None:
-    assert not result.failed, result.failed
+    return run
 
 
 def _pid() -> int:

@@ -8,10 +8,12 @@ checksum is summed here while the pixels are written: through astropy it takes a
 import gzip
 import math
 import os
+import re
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,33 +29,48 @@ PIECE = 1 << 20
 FITS_MAGIC = b"SIMPLE  ="
 GZIP_MAGIC = b"\x1f\x8b"
 PRINTABLE = bytes(range(32, 127))
+# Cards that say what an HDU is and how long.
+_STRUCTURE = (b"BITPIX", b"NAXIS", b"PCOUNT", b"GCOUNT", b"XTENSION", b"EXTNAME")
+_QUOTED = re.compile(r" *'((?:[^']|'')*)'")
 CHECKSUM_COMMENT = "set by skylevel"
 
 Card = tuple[str, str | int | float | bool | None, str]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Hdu:
-    """One header and data unit: its header, and where it stands in the (decompressed) file."""
+    """One header and data unit of a FITS file.
 
-    header: fits.Header
+    Attributes
+    ----------
+    text : bytes
+        Its header's cards.
+    start, end : int
+        Where it stands in the (decompressed) file.
+    name : str
+        EXTNAME in capitals; empty where there is none.
+    shape : tuple of int
+        Axes in NumPy's order; empty where there is no image.
+    bits : int
+        BITPIX: bits of a pixel, negative for floating-point numbers.
+    """
+
+    text: bytes
     start: int
     end: int
+    name: str
+    shape: tuple[int, ...]
+    bits: int
 
-    @property
-    def name(self) -> str:
-        """EXTNAME in capitals; empty where there is none."""
-        return str(self.header.get("EXTNAME", "")).strip().upper()
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Axes in NumPy's order; empty where there is no image."""
-        return _axes(self.header) if self.header.get("XTENSION", "IMAGE").strip() == "IMAGE" else ()
+    @cached_property
+    def header(self) -> fits.Header:
+        """The header as astropy has it: dear to make, and mostly not needed of every HDU."""
+        return fits.Header.fromstring(self.text)
 
     @property
     def is_floating(self) -> bool:
         """Whether the pixels are stored as floating-point numbers."""
-        return bool(self.header["BITPIX"] < 0)
+        return self.bits < 0
 
 
 @contextmanager
@@ -134,27 +151,48 @@ def _hdu(text: bytes, start: int, label: str) -> Hdu:
     if not text.startswith(b"XTENSION=" if start else FITS_MAGIC):
         raise UnreadableFrameError(f"{label}: its header is damaged: it begins with {text[:9].decode()!r}")
     try:
-        header = fits.Header.fromstring(text)
-        length = _data_length(header)
-    except (KeyError, TypeError, ValueError, fits.VerifyError) as error:
+        cards = _structure(text)
+        axes = tuple(_integer(cards[f"NAXIS{i}"]) for i in range(_integer(cards["NAXIS"]), 0, -1))
+        bits = _integer(cards["BITPIX"])
+        end = start + len(text) + _padded(_data_length(cards, axes, bits))
+    except (KeyError, ValueError) as error:
         cause = " ".join(str(error).split()).strip("'\"")
         raise UnreadableFrameError(f"{label}: its header is damaged: {cause}") from error
-    return Hdu(header, start, start + len(text) + _padded(length))
+    is_image = _text(cards.get("XTENSION", "'IMAGE'")) == "IMAGE"
+    return Hdu(text, start, end, _text(cards.get("EXTNAME", "''")).upper(), axes if is_image else (), bits)
 
 
-def _axes(header: fits.Header) -> tuple[int, ...]:
-    return tuple(int(header[f"NAXIS{i}"]) for i in range(header["NAXIS"], 0, -1))
+def _structure(text: bytes) -> dict[str, str]:
+    """The values, as they are written, of the cards that say what an HDU is and how long.
+
+    Of thousands of headers in a program hardly another card is looked at, and astropy takes its time for each.
+    """
+    cards: dict[str, str] = {}
+    for i in range(0, len(text), CARD):
+        if text.startswith(_STRUCTURE, i) and text[i + 8 : i + 10] == b"= ":
+            cards.setdefault(text[i : i + 8].decode().rstrip(), text[i + 10 : i + CARD].decode())
+    return cards
 
 
-def _data_length(header: fits.Header) -> int:
+def _integer(value: str) -> int:
+    return int(value.partition("/")[0])
+
+
+def _text(value: str) -> str:
+    """A quoted value without its quotes and the blanks that follow it."""
+    found = _QUOTED.match(value)
+    return found.group(1).replace("''", "'").strip() if found else ""
+
+
+def _data_length(cards: Mapping[str, str], axes: tuple[int, ...], bits: int) -> int:
     """Bytes of the data unit without its padding (FITS standard 4.0, equation 2)."""
-    axes = _axes(header)
-    if header["BITPIX"] not in (8, 16, 32, 64, -32, -64):
-        raise ValueError(f"BITPIX is {header['BITPIX']!r}")
-    count = int(header.get("GCOUNT", 1)) * (int(header.get("PCOUNT", 0)) + math.prod(axes)) if axes else 0
+    if bits not in (8, 16, 32, 64, -32, -64):
+        raise ValueError(f"BITPIX is {bits!r}")
+    groups, parameters = _integer(cards.get("GCOUNT", "1")), _integer(cards.get("PCOUNT", "0"))
+    count = groups * (parameters + math.prod(axes)) if axes else 0
     if count < 0 or min(axes, default=0) < 0:
         raise ValueError(f"its axes are {axes}")
-    return abs(int(header["BITPIX"])) // 8 * count
+    return abs(bits) // 8 * count
 
 
 def _padded(length: int) -> int:

@@ -181,7 +181,7 @@ def _require_one_plane(shape: tuple[int, ...], path: str) -> None:
 
 def _planes(hdus: Sequence[Hdu], extension: int, path: str) -> dict[str, xr.Variable]:
     shape = hdus[extension].shape[-2:]
-    image_dtype = np.dtype(np.float64 if hdus[extension].header["BITPIX"] == -64 else np.float32)
+    image_dtype = np.dtype(np.float64 if hdus[extension].bits == -64 else np.float32)
     found = {"sci": (extension, image_dtype)}
     for name, dtype in (("err", np.dtype(np.float32)), ("dq", np.dtype(np.uint32))):
         same = [i for i, h in enumerate(hdus) if h.name == name.upper() and _is_plane(h, shape) and i != extension]
@@ -383,7 +383,7 @@ def _pixels(hdus: Sequence[Hdu], frame: xr.Dataset, sci: Image) -> Image:
     extension = frame.attrs["sci_extension"]
     if extension >= len(hdus) or not _is_plane(hdus[extension], frame["sci"].shape):
         raise ShapeError(f"{frame.attrs['path']}: changed since it was opened: its image has another shape")
-    dtype = np.float64 if hdus[extension].header["BITPIX"] == -64 else np.float32
+    dtype = np.float64 if hdus[extension].bits == -64 else np.float32
     if isinstance(sci, RowBlocks):
         require_shape(sci.shape, frame["sci"].shape)
         return replace(sci, dtype=np.dtype(dtype))
