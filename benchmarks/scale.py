@@ -3,6 +3,7 @@
 import math
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -24,6 +25,9 @@ SCHEDULER_SETTINGS = {
     "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "2",
 }
 MILLION = 1_000_000
+# An exposure's outputs.
+OUTPUT_BYTES = 130e6
+IN_MEMORY = Path("/dev/shm")
 
 
 @dataclass(frozen=True)
@@ -59,73 +63,109 @@ def met(kept: bool) -> str:
 # ---- two workers
 
 
+@dataclass(frozen=True)
+class Scaling:
+    """A program on one and on two workers, then on one and two plain processes; medians of some rounds."""
+
+    place: str
+    count: int
+    first: tuple[dict[str, Any], ...]
+    last: tuple[dict[str, Any], ...]
+    wall: tuple[float, float]
+    cpu: tuple[float, float]
+    plain: tuple[float, float]
+
+    @property
+    def ratio(self) -> float:
+        return self.wall[1] / (self.wall[0] / 2)
+
+    @property
+    def plain_ratio(self) -> float:
+        return self.plain[1] / (self.plain[0] / 2)
+
+    def lines(self) -> list[list[str]]:
+        limits = ["", "", "<= 1.15", f"{self.ratio:.2f}: {met(self.ratio <= 1.15)}"]
+        shown = [
+            ["one worker", self.wall[0], f"{self.cpu[0] / self.count:.3f} s", *limits[:2]],
+            ["two workers", self.wall[1], f"{self.cpu[1] / self.count:.3f} s", *limits[2:]],
+            ["one plain process", self.plain[0], "", "", ""],
+            ["two plain processes", self.plain[1], "", "what the machine gives", f"{self.plain_ratio:.2f}"],
+        ]
+        return [[self.place, who, f"{wall:.1f} s", f"{self.count / wall:.2f}", *rest] for who, wall, *rest in shown]
+
+
 def two_workers(bench: Bench) -> tuple[str, float]:
     """The page's section, and a worker's CPU seconds for one exposure."""
-    count = _count_that_fits(bench)
-    with Contender("contenders.tiny_inputs", "links", bench.path("program"), bench.path("full"), count) as links:
+    count, rounds = _count_that_fits(bench), 2 if bench.quick else 5
+    sources = bench.path("full")
+    with Contender("contenders.tiny_inputs", "links", bench.path("program"), sources, count) as links:
         links.run()
-    sources, pairs = bench.path("full"), 2
-    with (
-        Contender("contenders.programs", "local", sources, bench.path("one"), 1) as one,
-        Contender("contenders.programs", "local", sources, bench.path("two"), 2) as two,
-    ):
-        # The first program of a worker imports skylevel: it shows in memory, not in time.
-        first = (one.run(), two.run())
-        runs = [(one.run(), two.run()) for _ in range(pairs)]
-    shares = [_plain_processes(sources, bench, n, pairs) for n in (1, 2)]
-    walls = [median(run[k]["wall"] for run in runs) for k in (0, 1)]
-    cpus = [median(run[k]["cpu"] for run in runs) for k in (0, 1)]
-    ratio, plain = walls[1] / (walls[0] / 2), shares[1] / (shares[0] / 2)
-    lines = [
-        ["one worker", f"{walls[0]:.1f} s", f"{count / walls[0]:.2f}", f"{cpus[0] / count:.3f} s", "", ""],
-        ["two workers", f"{walls[1]:.1f} s", f"{count / walls[1]:.2f}", f"{cpus[1] / count:.3f} s", "<= 1.15",
-         f"{ratio:.2f}: {met(ratio <= 1.15)}"],
-        ["one plain process", f"{shares[0]:.1f} s", f"{count / shares[0]:.2f}", "", "", ""],
-        ["two plain processes", f"{shares[1]:.1f} s", f"{count / shares[1]:.2f}", "", "what the machine gives",
-         f"{plain:.2f}"],
-    ]  # fmt: skip
-    header = ("where", "wall", "exposures/s", "CPU of workers an exposure", "limit", "time over half of one's")
+    measured = [_scaling("disk", sources, bench.folder, count, rounds)]
+    if psutil.virtual_memory().available > 4 * OUTPUT_BYTES * count and IN_MEMORY.is_dir():
+        with tempfile.TemporaryDirectory(prefix="skylevel-bench-", dir=IN_MEMORY) as folder:
+            measured.append(_scaling("memory", sources, Path(folder), count, rounds))
+    on_disk, best = measured[0], measured[-1]
+    header = (
+        "outputs on", "where", "wall", "exposures/s", "CPU of workers an exposure", "limit", "time over half of one's",
+    )  # fmt: skip
     text = f"""## A program on one and two workers of this machine
 
 {count} full-frame `_cal` (117 MB each, links to three files), each read, measured, stored and exported with all its
-HDUs; the clusters are started beforehand, one program of each does not count, then they alternate ({pairs} each),
-medians. The plain processes run the same program with `--partition`'s function, one or two shares, without Dask: what
-the machine itself gives. Whatever else runs on its cores counts against two of them twice.
+HDUs; the clusters are started beforehand, one program of each does not count, then they alternate ({rounds} each),
+medians. Every program overwrites what the one before wrote. The plain processes run the same program with
+`--partition`'s function, one or two shares, without Dask: what the machine itself gives. A disk's writing back goes on
+beside the programs, and takes from two workers what one leaves free; in memory (a tmpfs) it does not.
 
-{table(header, lines)}
+{table(header, [line for scaling in measured for line in scaling.lines()])}
 
-Seconds of an exposure by stage, one worker: {_stages(runs[-1][0])}; two workers: {_stages(runs[-1][1])}.
+Seconds of an exposure by stage, one worker: {_stages(best.last[0])}; two workers: {_stages(best.last[1])}.
 
-{_memory(*first, runs[-1][0], 1 + pairs)}
+{_memory(*on_disk.first, on_disk.last[0], 1 + rounds)}
 
-What limits it now: Dask adds {1e3 * (walls[0] - shares[0]) / count:.0f} ms an exposure on one worker. Of the ratio of
-{ratio:.2f}, {plain:.2f} is the machine's own: memory bus, disk and what else runs. The rest is the driver and the
-scheduler, which have no core of their own here, and the last exposure, which one worker waits for; CPU of an exposure
-grows by {100 * (cpus[1] / cpus[0] - 1):.0f} % beside another. What the next factor would take: writing less;
+What limits it now: of the ratio of {best.ratio:.2f}, {best.plain_ratio:.2f} is the machine's own: memory bus, disk and
+what else runs. The rest is the driver and the scheduler, which have no core of their own here, reading the headers
+before the first exposure begins, and the last exposure, which one worker waits for. CPU of an exposure grows by
+{100 * (best.cpu[1] / best.cpu[0] - 1):.0f} % beside another. What the next factor would take: writing less;
 {0.117 * count:.1f} GB were read and as much written."""
-    return text, cpus[0] / count
+    return text, best.cpu[0] / count
+
+
+def _scaling(place: str, sources: str, folder: Path, count: int, rounds: int) -> Scaling:
+    outputs = [folder / name for name in ("one", "two")]
+    with (
+        Contender("contenders.programs", "local", sources, outputs[0], 1) as one,
+        Contender("contenders.programs", "local", sources, outputs[1], 2) as two,
+    ):
+        # The first program of a worker imports skylevel: it shows in memory, not in time.
+        first = (one.run(), two.run())
+        runs = [(one.run(), two.run()) for _ in range(rounds)]
+    for output in outputs:
+        rmtree(output)
+    walls, cpus = ([median(run[k][of] for run in runs) for k in (0, 1)] for of in ("wall", "cpu"))
+    plain = [_plain_processes(sources, folder / f"plain{n}", n, rounds) for n in (1, 2)]
+    return Scaling(place, count, first, runs[-1], tuple(walls), tuple(cpus), tuple(plain))
 
 
 def _count_that_fits(bench: Bench) -> int:
     """40, or 8 for a quick pass, but no more than half of the free disk holds twice."""
     wanted = 8 if bench.quick else 40
-    return max(4, min(wanted, int(disk_usage(bench.folder).free / 4 / 130e6)))
+    return max(4, min(wanted, int(disk_usage(bench.folder).free / 4 / OUTPUT_BYTES)))
 
 
-def _plain_processes(sources: str, bench: Bench, count: int, rounds: int) -> float:
+def _plain_processes(sources: str, output: Path, count: int, rounds: int) -> float:
     """Median wall time of a program in `count` processes that know nothing of each other."""
-    walls = []
-    output = bench.path(f"plain{count}")
     shares = [Contender("contenders.programs", "share", sources, output, i + 1, count) for i in range(count)]
-    for _ in range(rounds):
+    walls = []
+    for _ in range(1 + rounds):
         start = time.perf_counter()
         for share in shares:
             share.ask("run")
         walls.append(max(start + share.answer()["wall"] for share in shares) - start)
-        rmtree(output)
     for share in shares:
         share.__exit__()
-    return median(walls)
+    rmtree(output)
+    # The first one writes where nothing stands yet.
+    return median(walls[1:])
 
 
 def _stages(run: dict[str, Any]) -> str:

@@ -21,7 +21,7 @@ from xarray.backends import BackendEntrypoint
 from skylevel.errors import SettingsError, UnreadableFrameError, UnsupportedFrameError
 from skylevel.io.blocks import FITS_MAGIC, read_start
 from skylevel.io.camera import open_raw, peek_raw
-from skylevel.io.jwst import open_exposure
+from skylevel.io.jwst import open_exposure, peek_exposure
 
 FITS_SUFFIXES = (".fits", ".fit", ".fts", ".fits.gz", ".fit.gz", ".fts.gz")
 
@@ -75,7 +75,7 @@ def open_frame(path: str | os.PathLike[str], *, zero_point: float | None = None)
 
 
 def peek_frame(path: str | os.PathLike[str]) -> tuple[tuple[int, int], dict[str, Any]]:
-    """Shape (y, x) and attributes of a frame, from its header alone.
+    """Shape (y, x) of a frame, and the attributes that say of what kind it is (`detector` and `filter`, or `camera`).
 
     Raises
     ------
@@ -85,8 +85,7 @@ def peek_frame(path: str | os.PathLike[str]) -> tuple[tuple[int, int], dict[str,
     source = Path(path)
     if read_start(source) != FITS_MAGIC:
         return peek_raw(source)
-    frame = open_exposure(source)
-    return (frame.sizes["y"], frame.sizes["x"]), frame.attrs
+    return peek_exposure(source)
 
 
 def _open(path: Path, zero_point: float | None) -> xr.Dataset:

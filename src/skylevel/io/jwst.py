@@ -157,6 +157,22 @@ def open_exposure(path: str | Path, zero_point: float | None = None) -> xr.Datas
     return xr.Dataset(_planes(hdus, extension, source), attrs=attrs)
 
 
+def peek_exposure(path: str | Path) -> tuple[tuple[int, int], dict[str, Any]]:
+    """Shape (y, x), and the detector and filter where there are any, of an exposure.
+
+    Raises
+    ------
+    UnreadableFrameError, UnsupportedFrameError
+        As `open_exposure`.
+    """
+    source = str(Path(path).expanduser().absolute())
+    hdus = read_hdus(source)
+    image = hdus[_image_index(hdus, source)]
+    _require_one_plane(image.shape, source)
+    wanted = {name: OBSERVATION_CARDS[name] for name in ("detector", "filter")}
+    return (image.shape[-2], image.shape[-1]), _cards(wanted, [hdus[0].header, image.header])
+
+
 def _image_index(hdus: Sequence[Hdu], path: str) -> int:
     images = [i for i, hdu in enumerate(hdus) if hdu.shape]
     named = [i for i in images if hdus[i].name == "SCI"]
