@@ -19,10 +19,14 @@ import psutil
 from racing import ENVIRONMENT, Command, Contender, seconds, table
 from speed import Bench
 
-# Of a program's own clusters: skylevel.program.cluster.
-SCHEDULER_SETTINGS = {
-    "DASK_DISTRIBUTED__SCHEDULER__WORKER_SATURATION": "1.0",
+# A program's own clusters have these of skylevel.program.cluster.
+SETTINGS = {
+    "DASK_DISTRIBUTED__SCHEDULER__WORKER_SATURATION": "1.1",
     "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "2",
+    "DASK_DISTRIBUTED__ADMIN__TICK__INTERVAL": "500 ms",
+    "DASK_DISTRIBUTED__WORKER__PROFILE__INTERVAL": "200 ms",
+    "DASK_DISTRIBUTED__WORKER__PROFILE__CYCLE": "5 s",
+    "DASK_DISTRIBUTED__WORKER__MEMORY__MONITOR_INTERVAL": "250 ms",
 }
 MILLION = 1_000_000
 # An exposure's outputs.
@@ -235,7 +239,7 @@ def _cluster(folder: Path) -> Iterator[tuple[str, psutil.Process, list[psutil.Pr
     file = folder / "scheduler.json"
     file.unlink(missing_ok=True)
     dask = [sys.executable, "-m", "dask"]
-    quiet: dict[str, Any] = {"env": ENVIRONMENT | SCHEDULER_SETTINGS, "stderr": subprocess.DEVNULL, "cwd": folder}
+    quiet: dict[str, Any] = {"env": ENVIRONMENT | SETTINGS, "stderr": subprocess.DEVNULL, "cwd": folder}
     local = ["--host", "127.0.0.1", "--dashboard-address", "127.0.0.1:0", "--scheduler-file", str(file)]
     scheduler = subprocess.Popen([*dask, "scheduler", "--port", "0", *local], **quiet)
     workers = []

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from skylevel.errors import SettingsError, SkylevelError, UnreadableFrameError, UnsupportedFrameError
 from skylevel.io.blocks import read_hdus
-from skylevel.io.frame import open_frame
+from skylevel.io.frame import open_frame, peek_frame
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 NY, NX = 40, 50
@@ -189,6 +189,13 @@ class TestRefusals:
         error = refusal(tmp_path / "no.fits")
         copy = pickle.loads(pickle.dumps(error))
         assert (type(copy), str(copy)) == (type(error), str(error))
+
+
+def test_a_peek_is_what_opening_finds(cal):
+    frame = open_frame(cal)
+    shape, kind = peek_frame(cal)
+    assert shape == frame["sci"].shape
+    assert kind == {"detector": frame.attrs["detector"], "filter": frame.attrs["filter"]}
 
 
 @pytest.mark.parametrize(

@@ -152,12 +152,11 @@ def _hdu(text: bytes, start: int, label: str) -> Hdu:
         raise UnreadableFrameError(f"{label}: its header is damaged: it begins with {text[:9].decode()!r}")
     try:
         cards = _structure(text)
-        axes = tuple(_integer(cards[f"NAXIS{i}"]) for i in range(_integer(cards["NAXIS"]), 0, -1))
-        bits = _integer(cards["BITPIX"])
+        axes = tuple(_integer(cards, f"NAXIS{i}") for i in range(_integer(cards, "NAXIS"), 0, -1))
+        bits = _integer(cards, "BITPIX")
         end = start + len(text) + _padded(_data_length(cards, axes, bits))
-    except (KeyError, ValueError) as error:
-        cause = " ".join(str(error).split()).strip("'\"")
-        raise UnreadableFrameError(f"{label}: its header is damaged: {cause}") from error
+    except ValueError as error:
+        raise UnreadableFrameError(f"{label}: its header is damaged: {error}") from error
     is_image = _text(cards.get("XTENSION", "'IMAGE'")) == "IMAGE"
     return Hdu(text, start, end, _text(cards.get("EXTNAME", "''")).upper(), axes if is_image else (), bits)
 
@@ -174,8 +173,14 @@ def _structure(text: bytes) -> dict[str, str]:
     return cards
 
 
-def _integer(value: str) -> int:
-    return int(value.partition("/")[0])
+def _integer(cards: Mapping[str, str], keyword: str, default: str | None = None) -> int:
+    value = cards.get(keyword, default)
+    if value is None:
+        raise ValueError(f"it has no {keyword}")
+    number = value.partition("/")[0].strip()
+    if not number.removeprefix("-").removeprefix("+").isdecimal():
+        raise ValueError(f"{keyword} is {number!r}")
+    return int(number)
 
 
 def _text(value: str) -> str:
@@ -188,7 +193,7 @@ def _data_length(cards: Mapping[str, str], axes: tuple[int, ...], bits: int) -> 
     """Bytes of the data unit without its padding (FITS standard 4.0, equation 2)."""
     if bits not in (8, 16, 32, 64, -32, -64):
         raise ValueError(f"BITPIX is {bits!r}")
-    groups, parameters = _integer(cards.get("GCOUNT", "1")), _integer(cards.get("PCOUNT", "0"))
+    groups, parameters = _integer(cards, "GCOUNT", "1"), _integer(cards, "PCOUNT", "0")
     count = groups * (parameters + math.prod(axes)) if axes else 0
     if count < 0 or min(axes, default=0) < 0:
         raise ValueError(f"its axes are {axes}")

@@ -187,7 +187,7 @@ def _clip(
 
 
 class _Moments:
-    """Mean and standard deviation of ranges of sorted boxes' values, each range of a box within the one before.
+    """Mean and standard deviation of ranges of sorted boxes' values, as clipping asks for them.
 
     Clipping mostly moves a range's ends a little. What is kept is therefore the sums over a box's middle, to which
     those over the short tails are added: what a round clips was never in them, and no digits are lost to it. Where a

@@ -253,17 +253,15 @@ class _EdgeWeights:
     """Sum of the kernel's weights that count around each pixel of a tile: a channel's own, and those off the mosaic."""
 
     def __init__(self, tile: Tile, period: tuple[int, int], taps: Float) -> None:
-        self._axes = [
+        self._rows, self._columns = (
             _axis_weights(core, n, p, taps) for core, n, p in zip(tile.core, tile.shape, period, strict=True)
-        ]
+        )
         self._period = period
         self._start = (tile.core[0].start, tile.core[1].start)
 
     def at(self, own: Bool, y: int, x: int) -> Float:
         """Weights at phase (y, x), infinite where there is none; of length 1 along an axis where all are the same."""
-        (in_y, out_y), (in_x, out_x) = self._axes
-        of_y = _collapsed(np.vstack([in_y, out_y])[:, y :: self._period[0]])[:, :, None]
-        of_x = _collapsed(np.vstack([in_x, out_x])[:, x :: self._period[1]])[:, None, :]
+        of_y, of_x = self._rows[y][:, :, None], self._columns[x][:, None, :]
         total = 1.0 - (1.0 - of_y[-1]) * (1.0 - of_x[-1])
         # In the mosaic's own order, whatever phase the tile starts at: the same bits.
         mosaic_order = np.argwhere(np.roll(own, self._start, (0, 1)))
@@ -272,14 +270,18 @@ class _EdgeWeights:
         return np.where(total > _NO_WEIGHT, total, np.inf)
 
 
-def _axis_weights(core: slice, n: int, period: int, taps: Float) -> tuple[Float, Float]:
-    """Along one axis: the taps' sum on each phase inside the mosaic (period, pixel), and off the mosaic (pixel,)."""
+def _axis_weights(core: slice, n: int, period: int, taps: Float) -> list[Float]:
+    """Along one axis, the taps' sums around the pixels of each phase, (period + 1, pixel) or (period + 1, 1).
+
+    A sum for each phase inside the mosaic, and the last one off it.
+    """
     half = len(taps) // 2
     position = np.arange(core.start, core.stop)[:, None] + np.arange(-half, half + 1)
     off = (position < 0) | (position >= n)
     phase = (position - core.start) % period
-    inside = np.stack([np.where(~off & (phase == p), taps, 0.0).sum(axis=1) for p in range(period)])
-    return inside, np.where(off, taps, 0.0).sum(axis=1)
+    inside = [np.where(~off & (phase == p), taps, 0.0).sum(axis=1) for p in range(period)]
+    sums = np.stack([*inside, np.where(off, taps, 0.0).sum(axis=1)])
+    return [_collapsed(sums[:, p::period]) for p in range(period)]
 
 
 def _collapsed(weights: Float) -> Float:

@@ -22,15 +22,15 @@ from skylevel.program.tasks import require_version
 
 log = logging.getLogger("skylevel")
 
-# A worker is handed no task before it is idle, so that one that dies takes no neighbour's task along; one that stops
-# answering is given up after a while; a cluster without workers is an error, not a wait without end.
+# A worker is handed one task ahead, so that it does not wait for the scheduler between two, and no more: one that dies
+# takes few of its neighbours' tasks along. One that stops answering is given up after a while.
 _SCHEDULER_SETTINGS = {
-    "distributed.scheduler.worker-saturation": 1.0,
+    "distributed.scheduler.worker-saturation": 1.1,
     "distributed.scheduler.worker-ttl": "60 s",
     "distributed.scheduler.allowed-failures": 2,
 }
 # On one machine, what Dask does whether there is work or not takes from the workers: looking 100 times a second at what
-# each thread does, 50 times whether a loop is late, 10 times at the memory. Done less often, it halves the driver's CPU.
+# each thread does, 50 times whether a loop is late, 10 times at the memory. Less of it halves the driver's CPU.
 _LOCAL_SETTINGS = {
     "distributed.admin.tick.interval": "500 ms",
     "distributed.worker.profile.interval": "200 ms",
