@@ -14,7 +14,8 @@ import pytest
 from astropy.io import fits
 
 from scenes import make_image, make_mosaic
-from skylevel import cli, demo
+from skylevel import cli
+from skylevel.demo.dng import write_dng
 
 SKYLEVEL = Path(sys.executable).with_name("skylevel")
 SHAPE = (160, 200)
@@ -46,7 +47,7 @@ def write_exposures(folder: Path, count: int, **settings: Any) -> list[Path]:
 def write_raw(path: Path, seed: int = 0, *, shape: tuple[int, int] = (240, 260)) -> Path:
     """A camera raw: an RGGB night sky as a DNG."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    demo._write_dng(path, make_mosaic(shape, seed=seed), datetime(2024, 8, 12, 1, 0, seed % 60))
+    write_dng(path, make_mosaic(shape, seed=seed), datetime(2024, 8, 12, 1, 0, seed % 60))
     return path
 
 

@@ -19,6 +19,9 @@ from astropy.wcs.utils import proj_plane_pixel_area
 from scipy.ndimage import maximum_filter
 
 from skylevel import demo
+from skylevel.demo import nircam, schedule
+from skylevel.demo.dng import BLACK_LEVEL, RAW_PLANES
+from skylevel.demo.night import RAW_GAIN, RAW_READ_NOISE
 from skylevel.errors import ShapeError, UnreadableFrameError
 from skylevel.recipes import Channels
 
@@ -51,11 +54,11 @@ def write_output(program: Path, tmp_path: Path) -> Iterator[Callable[..., Path]]
 
     def write(*, stripes: float = 0.0, sky_rows: float = 0.0, sky: float = 0.0, pedestal: float = 0.0,
               norms: Mapping[str, float] = NORMS) -> Path:  # fmt: skip
-        for stem in (visit.stem for visit in demo._VISITS):
+        for stem in (visit.stem for visit in schedule.VISITS):
             known = truth_of(program, stem)
             levelled = image_of(program, stem) - stripes * known["stripes"] - sky_rows * known["sky_rows"][:, None]
             write_image(output / f"{stem}_rowbgsub.fits", levelled, name="SCI")
-        for stem in (night.stem for night in demo._NIGHTS):
+        for stem in (night.stem for night in schedule.NIGHTS):
             left = raw_of(program, stem) - sky * truth_of(program, stem)["sky"]
             write_image(output / f"{stem}.bkg_subtracted.fits", left * factors(left.shape, norms) + pedestal)
         return output
@@ -67,8 +70,8 @@ def write_output(program: Path, tmp_path: Path) -> Iterator[Callable[..., Path]]
 @pytest.fixture
 def one_of_each(monkeypatch: pytest.MonkeyPatch) -> None:
     """The program's first exposure and first raw frame alone, where that is enough: the test takes a third."""
-    monkeypatch.setattr(demo, "_VISITS", demo._VISITS[:1])
-    monkeypatch.setattr(demo, "_NIGHTS", demo._NIGHTS[:1])
+    monkeypatch.setattr(schedule, "VISITS", schedule.VISITS[:1])
+    monkeypatch.setattr(schedule, "NIGHTS", schedule.NIGHTS[:1])
 
 
 def truth_of(program: Path, stem: str) -> dict[str, np.ndarray]:
@@ -173,26 +176,26 @@ def test_the_asdf_extension_is_one_row_that_points_at_the_images(program: Path, 
 @each_exposure
 def test_unusable_pixels_are_nan_and_no_others(program: Path, stem: str) -> None:
     dq = image_of(program, stem, "DQ")
-    unusable = (dq & demo.DO_NOT_USE) > 0
+    unusable = (dq & nircam.DO_NOT_USE) > 0
     for name in ("SCI", "ERR", "VAR_POISSON", "VAR_RNOISE", "VAR_FLAT"):
         np.testing.assert_array_equal(np.isnan(image_of(program, stem, name)), unusable)
     border = np.ones(dq.shape, bool)
     border[4:-4, 4:-4] = False
-    np.testing.assert_array_equal((dq & demo.REFERENCE_PIXEL) > 0, border)
+    np.testing.assert_array_equal((dq & nircam.REFERENCE_PIXEL) > 0, border)
     assert unusable[border].all()
     assert 0.002 < unusable[~border].mean() < 0.02
-    for flag in (demo.SATURATED, demo.HOT, demo.DEAD, demo.LOW_QE):
+    for flag in (nircam.SATURATED, nircam.HOT, nircam.DEAD, nircam.LOW_QE):
         assert unusable[(dq & flag) > 0].all()
         assert ((dq & flag) > 0).any()
-    jump = (dq & demo.JUMP_DET) > 0
+    jump = (dq & nircam.JUMP_DET) > 0
     assert 0.005 < (jump & ~unusable).mean() < 0.03
 
 
 def test_bad_pixels_belong_to_the_detector_and_cosmic_rays_to_the_exposure(program: Path) -> None:
     first, second = (image_of(program, stem, "DQ") for stem in (NRCB1_A, NRCB1_B))
-    lasting = np.uint32(demo.HOT | demo.DEAD | demo.LOW_QE | demo.REFERENCE_PIXEL)
+    lasting = np.uint32(nircam.HOT | nircam.DEAD | nircam.LOW_QE | nircam.REFERENCE_PIXEL)
     np.testing.assert_array_equal(first & lasting, second & lasting)
-    assert not np.array_equal(first & demo.JUMP_DET, second & demo.JUMP_DET)
+    assert not np.array_equal(first & nircam.JUMP_DET, second & nircam.JUMP_DET)
     assert not np.array_equal(first & lasting, image_of(program, NRCBLONG, "DQ") & lasting)
 
 
@@ -344,7 +347,7 @@ def test_libraw_develops_a_frame_to_a_picture(program: Path) -> None:
 def test_a_raw_frame_is_its_sky_with_poisson_and_read_noise_and_stars(program: Path, stem: str) -> None:
     sky = truth_of(program, stem)["sky"].astype(float)
     rest = raw_of(program, stem) - sky
-    expected = np.sqrt((sky - demo.BLACK_LEVEL) / demo.RAW_GAIN + demo.RAW_READ_NOISE**2 + 1 / 12)
+    expected = np.sqrt((sky - BLACK_LEVEL) / RAW_GAIN + RAW_READ_NOISE**2 + 1 / 12)
     low, middle, high = np.percentile(rest / expected, (15.866, 50, 84.134))
     assert middle == pytest.approx(0.0, abs=0.05)
     assert middle - low == pytest.approx(1.0, abs=0.03)
@@ -354,8 +357,8 @@ def test_a_raw_frame_is_its_sky_with_poisson_and_read_noise_and_stars(program: P
 
 @each_night
 def test_the_sky_slopes_differently_in_each_colour_and_darkens_to_the_corners(program: Path, stem: str) -> None:
-    sky = truth_of(program, stem)["sky"] - demo.BLACK_LEVEL
-    red, green, other_green, blue = (sky[i::2, j::2] / sky[i::2, j::2].mean() for _, i, j in demo.RAW_PLANES)
+    sky = truth_of(program, stem)["sky"] - BLACK_LEVEL
+    red, green, other_green, blue = (sky[i::2, j::2] / sky[i::2, j::2].mean() for _, i, j in RAW_PLANES)
     np.testing.assert_allclose(green, other_green, atol=0.005)
     assert np.std(red - green) > 0.01
     assert np.std(blue - green) > 0.01
@@ -365,7 +368,7 @@ def test_the_sky_slopes_differently_in_each_colour_and_darkens_to_the_corners(pr
 
 
 def test_the_stars_of_the_second_night_frame_have_drifted(program: Path) -> None:
-    drift_x, drift_y = demo._NIGHTS[1].drift
+    drift_x, drift_y = schedule.NIGHTS[1].drift
     greens = [(raw_of(program, stem) - truth_of(program, stem)["sky"])[0::2, 1::2] for stem in NIGHTS]
     bright = [np.clip(green, 300, 3000) for green in greens]
     product = np.fft.rfft2(bright[1]) * np.conj(np.fft.rfft2(bright[0]))
@@ -423,7 +426,7 @@ def test_before_is_the_spread_of_the_injected_structure(
     # What the sky's own profile explains is taken out: never more than a part.
     assert 0.5 * rows.std() < results[NRCB1_A] < 1.01 * rows.std()
     sky = truth_of(program, NIGHTS[0])["sky"].astype(float)
-    variances = [sky[i::2, j::2].var() for _, i, j in demo.RAW_PLANES]
+    variances = [sky[i::2, j::2].var() for _, i, j in RAW_PLANES]
     assert results[NIGHTS[0]] == pytest.approx(math.sqrt(np.mean(variances)), rel=1e-3)
 
 

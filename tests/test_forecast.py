@@ -14,7 +14,7 @@ from distributed import Client, LocalCluster
 
 import skylevel as sl
 from programs import write_exposures, write_raw
-from skylevel.demo import _write_dng
+from skylevel.demo.dng import write_dng
 from skylevel.errors import PlanError
 from skylevel.program import forecast as module
 from skylevel.program.forecast import forecast, require_disk, summarize, too_large
@@ -78,7 +78,7 @@ def test_a_24_megapixel_raw_takes_less_than_a_gigabyte(tmp_path):
     rng = np.random.default_rng(4)
     mosaic = rng.normal(1500, 35, (4000, 6000)).astype(np.uint16)
     source = tmp_path / "night.dng"
-    _write_dng(source, mosaic, datetime(2024, 1, 1))
+    write_dng(source, mosaic, datetime(2024, 1, 1))
     _, peak = peak_memory(source, tmp_path / "out", "background")
     assert peak < 1e9
     assert peak <= projected(source, tmp_path / "out", "background")

@@ -8,7 +8,8 @@ import numpy as np
 import zarr
 
 from scenes import KINDS, make_mosaic, make_scene
-from skylevel import demo
+from skylevel.demo import write_program
+from skylevel.demo.dng import write_dng
 
 # Seeds that no test uses.
 ROWS_SEED, MOSAIC_SEED, DEMO_SEED = 90210, 90211, 90212
@@ -18,7 +19,7 @@ def write(folder: str) -> Callable[[], None]:
     def run() -> None:
         _write_rows(Path(folder))
         _write_channels(Path(folder))
-        demo.write_program(Path(folder, "program"), seed=DEMO_SEED)
+        write_program(Path(folder, "program"), seed=DEMO_SEED)
 
     return run
 
@@ -44,4 +45,4 @@ def _write_channels(folder: Path) -> None:
     dead = mosaic.copy()
     dead.flat[np.random.default_rng(MOSAIC_SEED).choice(dead.size, 100, replace=False)] = 0
     np.save(folder / "dead24.npy", dead)
-    demo._write_dng(folder / "mosaic24.dng", mosaic, datetime(2024, 8, 12, 1, 0, 0))
+    write_dng(folder / "mosaic24.dng", mosaic, datetime(2024, 8, 12, 1, 0, 0))

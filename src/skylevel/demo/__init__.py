@@ -1,0 +1,11 @@
+"""A small observing program whose truth is known, and how much of its structure a run took away.
+
+`write_program` simulates three NIRCam exposures and two camera raw frames and keeps what it injected beside them;
+`measure_levels` compares a run's output with that; `summary` sets the result out for a reader.
+Every pixel is simulated, and one seed gives the same bytes every time.
+"""
+
+from skylevel.demo.measure import DemoResult, measure_levels, summary
+from skylevel.demo.program import write_program
+
+__all__ = ["DemoResult", "measure_levels", "summary", "write_program"]
