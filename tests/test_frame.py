@@ -11,6 +11,7 @@ from astropy.io import fits
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from programs import write_exposure
 from skylevel.errors import SettingsError, SkylevelError, UnreadableFrameError, UnsupportedFrameError
 from skylevel.io.blocks import read_hdus
 from skylevel.io.frame import open_frame, peek_frame
@@ -191,9 +192,10 @@ class TestRefusals:
         assert (type(copy), str(copy)) == (type(error), str(error))
 
 
-def test_a_peek_is_what_opening_finds(cal):
-    frame = open_frame(cal)
-    shape, kind = peek_frame(cal)
+def test_a_peek_is_what_opening_finds(tmp_path):
+    write_exposure(tmp_path / "a.fits")
+    frame = open_frame(tmp_path / "a.fits")
+    shape, kind = peek_frame(tmp_path / "a.fits")
     assert shape == frame["sci"].shape
     assert kind == {"detector": frame.attrs["detector"], "filter": frame.attrs["filter"]}
 
