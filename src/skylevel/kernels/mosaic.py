@@ -111,7 +111,8 @@ class _Holes:
     def __init__(self, empty: Bool, window: _Window) -> None:
         period, reach = window.period[1], window.margin[1] // window.period[1]
         columns = empty.reshape(len(empty), -1, period)
-        near = _within(np.any(columns, axis=(0, 2)), reach)
+        # Along y first: along two axes at once it takes ten times as long.
+        near = _within(np.any(np.any(empty, axis=0).reshape(-1, period), axis=1), reach)
         near[:reach] = near[len(near) - reach :] = False
         # Periods of columns whose fill sees a hole, counted from the tile's first; and all that fill sees, counted
         # from the window's first.
