@@ -19,14 +19,12 @@ import psutil
 from racing import ENVIRONMENT, Command, Contender, seconds, table
 from speed import Bench
 
-# A program's own clusters have these of skylevel.program.cluster.
+from skylevel.program.cluster import LOCAL_SETTINGS, SCHEDULER_SETTINGS
+
+# A program's own clusters have these; in the form in which Dask takes them from the environment.
 SETTINGS = {
-    "DASK_DISTRIBUTED__SCHEDULER__WORKER_SATURATION": "1.1",
-    "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "2",
-    "DASK_DISTRIBUTED__ADMIN__TICK__INTERVAL": "500 ms",
-    "DASK_DISTRIBUTED__WORKER__PROFILE__INTERVAL": "200 ms",
-    "DASK_DISTRIBUTED__WORKER__PROFILE__CYCLE": "5 s",
-    "DASK_DISTRIBUTED__WORKER__MEMORY__MONITOR_INTERVAL": "250 ms",
+    f"DASK_{key.replace('.', '__').replace('-', '_').upper()}": str(value)
+    for key, value in (SCHEDULER_SETTINGS | LOCAL_SETTINGS).items()
 }
 MILLION = 1_000_000
 # An exposure's outputs.

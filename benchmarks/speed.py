@@ -304,9 +304,9 @@ def _touched(bench: Bench) -> str:
 
 
 def _growth(bench: Bench, name: str, small: tuple[str, float], large: tuple[str, float], *method: str) -> list[str]:
-    function = f"{name.split(',')[0]}_times"
+    function = name.split(",")[0]
     given = ((small, 1), (small, 4), (large, 1))
-    calls = [("contenders.kernels", function, bench.path(file), times, *method) for (file, _), times in given]
+    calls = [("contenders.kernels", function, bench.path(file), *method, times) for (file, _), times in given]
     with ExitStack() as stack:
         contenders = [stack.enter_context(Contender(*call)) for call in calls]
         raced = race(contenders, bench.rounds(4), settle=True)

@@ -19,13 +19,8 @@ def raw_frame(path: str) -> xr.Dataset:
     return xr.Dataset({"raw": (("y", "x"), np.load(path))}, attrs=attrs)
 
 
-def rows(path: str) -> Callable[[], Any]:
-    frame = rows_frame(path)
-    return lambda: level_rows(frame)
-
-
-def rows_times(path: str, times: str) -> Callable[[], Any]:
-    """Some results, which are kept to the end of the round."""
+def rows(path: str, times: str = "1") -> Callable[[], Any]:
+    """So many results, which are kept to the end of the round."""
     frame = rows_frame(path)
     return lambda: [level_rows(frame) for _ in range(int(times))]
 
@@ -35,13 +30,8 @@ def rows_mesh(path: str) -> Callable[[], Any]:
     return lambda: estimate_background(frame, Rows())
 
 
-def channels(path: str, method: str) -> Callable[[], Any]:
-    frame, recipe = raw_frame(path), Channels(method=method)
-    return lambda: level_channels(frame, recipe)
-
-
-def channels_times(path: str, times: str, method: str) -> Callable[[], Any]:
-    """As `rows_times`."""
+def channels(path: str, method: str, times: str = "1") -> Callable[[], Any]:
+    """As `rows`."""
     frame, recipe = raw_frame(path), Channels(method=method)
     return lambda: [level_channels(frame, recipe) for _ in range(int(times))]
 

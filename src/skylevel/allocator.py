@@ -18,7 +18,7 @@ def keep_freed_memory() -> bool:
     """Let this process keep up to 256 MiB that it freed, instead of handing them back at once.
 
     The kernels work through an image in strips of a few MB. By default each strip's arrays go back to the system and
-    are taken again page by page, which cost a third of the channel kernel's time, and in Dask's workers, whose nanny
+    are taken again page by page, which cost a fifth of the channel kernels' time, and in Dask's workers, whose nanny
     asks for the least memory, more than half of every kernel's (`benchmarks/speed.md`).
 
     Returns

@@ -24,14 +24,14 @@ log = logging.getLogger("skylevel")
 
 # A worker is handed one task ahead, so that it does not wait for the scheduler between two, and no more: one that dies
 # takes few of its neighbours' tasks along. One that stops answering is given up after a while.
-_SCHEDULER_SETTINGS = {
+SCHEDULER_SETTINGS = {
     "distributed.scheduler.worker-saturation": 1.1,
     "distributed.scheduler.worker-ttl": "60 s",
     "distributed.scheduler.allowed-failures": 2,
 }
 # On one machine, what Dask does whether there is work or not takes from the workers: looking 100 times a second at what
-# each thread does, 50 times whether a loop is late, 10 times at the memory. Less of it halves the driver's CPU.
-_LOCAL_SETTINGS = {
+# each thread does, 50 times whether a loop is late, 10 times at the memory. It does so less often there.
+LOCAL_SETTINGS = {
     "distributed.admin.tick.interval": "500 ms",
     "distributed.worker.profile.interval": "200 ms",
     "distributed.worker.profile.cycle": "5 s",
@@ -119,7 +119,7 @@ def worker_memory(client: Client) -> int:
 def _local(workers: int | None, n_exposures: int) -> Iterator[Client]:
     n_workers = max(1, min(workers or CPU_COUNT, n_exposures))
     with (
-        dask.config.set(_SCHEDULER_SETTINGS | _LOCAL_SETTINGS),
+        dask.config.set(SCHEDULER_SETTINGS | LOCAL_SETTINGS),
         LocalCluster(
             n_workers=n_workers,
             threads_per_worker=1,
@@ -165,7 +165,7 @@ def _require_address(address: str) -> None:
 @contextmanager
 def _slurm(jobs: int) -> Iterator[Client]:
     with (
-        dask.config.set(_SCHEDULER_SETTINGS),
+        dask.config.set(SCHEDULER_SETTINGS),
         _slurm_cluster() as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
