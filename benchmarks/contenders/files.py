@@ -2,7 +2,6 @@
 
 import shutil
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from skylevel.level import level_channels, level_rows
 from skylevel.program.plan import make_plan
 from skylevel.program.run import store_url
 from skylevel.program.tasks import level_exposure
+from skylevel.version import __version__
 
 Prepared = tuple[Callable[[], Any], Callable[[], Any]]
 
@@ -23,7 +23,7 @@ def levelled(path: str, output: str) -> Prepared:
     (exposure,) = make_plan([path], output)
     url = store_url(output)
 
-    return lambda: level_exposure(exposure, url, version("skylevel")), lambda: shutil.rmtree(output)
+    return lambda: level_exposure(exposure, url, __version__), lambda: shutil.rmtree(output)
 
 
 def kernel(path: str) -> Callable[[], Any]:

@@ -6,11 +6,11 @@
 """
 
 import importlib
-import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 from skylevel.errors import SkylevelError
 from skylevel.recipes import Channels, Rows
+from skylevel.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from skylevel.io.frame import open_frame
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from skylevel.level import level_channels, level_rows
     from skylevel.program.run import run
     from skylevel.program.view import open_program
-
-__version__ = importlib.metadata.version("skylevel")
 
 __all__ = [
     "Channels",

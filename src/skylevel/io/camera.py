@@ -20,7 +20,6 @@ import struct
 import threading
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
 
@@ -44,6 +43,7 @@ from skylevel.io.blocks import (
     require_other_file,
     write_hdu,
 )
+from skylevel.version import __version__
 
 # Bayer 2, Kodak and Sony variants 4, X-Trans 6, LibRaw's widest regular code 8, Leaf 16.
 PERIODS = (1, 2, 4, 6, 8, 16)
@@ -368,6 +368,6 @@ def _mosaic_cards(frame: xr.Dataset) -> list[Card]:
         ("FOCALLEN", attrs.get("focal_length"), "[mm] focal length"),
         ("APERTURE", attrs.get("aperture"), "f-number"),
         ("DATE", datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S"), "UTC, when this file was written"),
-        ("PROGRAM", f"skylevel {version('skylevel')}", "what wrote this file"),
+        ("PROGRAM", f"skylevel {__version__}", "what wrote this file"),
     ]
     return [card for card in cards if card[1] is not None]

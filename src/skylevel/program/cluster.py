@@ -7,7 +7,6 @@ import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from distributed.comm import get_address_host_port
 
 from skylevel.errors import ClusterError
 from skylevel.program.tasks import require_version
+from skylevel.version import __version__
 
 log = logging.getLogger("skylevel")
 
@@ -100,7 +100,7 @@ def check_workers(client: Client) -> int:
             f"{client.scheduler.address}: no worker came within {timeout}; see the workers' own logs"
         ) from error
     try:
-        client.run(require_version, version("skylevel"))
+        client.run(require_version, __version__)
     except ClusterError:
         raise
     except Exception as error:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from importlib.metadata import version
 from itertools import chain
 from os import PathLike, fspath
 from pathlib import Path
@@ -26,6 +25,7 @@ from skylevel.program.parcel import unwrap, wrap
 from skylevel.program.plan import Exposure, make_plan, partition, summarize
 from skylevel.program.tasks import Record, level_exposure
 from skylevel.recipes import Recipe
+from skylevel.version import __version__
 
 log = logging.getLogger("skylevel")
 
@@ -211,7 +211,7 @@ def _run_large(
         try:
             is_measured = work[exposure.name] == "export"
             record = None if is_measured else measure_large(client, exposure, url, fresh=fresh)
-            yield exposure, client.submit(export_large, exposure, record, url, version("skylevel"), pure=False).result()
+            yield exposure, client.submit(export_large, exposure, record, url, __version__, pure=False).result()
         except Exception as error:
             yield exposure, error
 
@@ -269,7 +269,7 @@ def plan_index(plan: Sequence[Exposure]) -> dict[str, object]:
     exposures = [exposure.to_dict() for exposure in plan]
     for values in exposures:
         values["outputs"] = {kind: url.rsplit("/", 1)[-1] for kind, url in values["outputs"].items()}
-    return {"format": FORMAT, "skylevel_version": version("skylevel"), "exposures": exposures}
+    return {"format": FORMAT, "skylevel_version": __version__, "exposures": exposures}
 
 
 def read_plan(store: ProgramStore) -> list[Exposure]:
@@ -351,7 +351,7 @@ def _submitter(
 def _task(exposure: Exposure, work: Mapping[str, Work], url: str, *, fresh: bool) -> Callable[[], Record]:
     """What is left of an exposure, as a call."""
     measured = work[exposure.name] == "export"
-    return partial(level_exposure, exposure, url, version("skylevel"), measured=measured, fresh=fresh)
+    return partial(level_exposure, exposure, url, __version__, measured=measured, fresh=fresh)
 
 
 def _in_this_process(

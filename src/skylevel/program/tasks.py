@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec
 
@@ -36,6 +35,7 @@ from skylevel.level import (
 )
 from skylevel.program.plan import Exposure
 from skylevel.recipes import Channels, Rows
+from skylevel.version import __version__
 
 P = ParamSpec("P")
 
@@ -193,9 +193,9 @@ def _export(exposure: Exposure, frame: xr.Dataset, estimate: xr.Dataset, record:
 
 def require_version(client_version: str) -> None:
     """Refuse to work for a client of another version, whose plan may mean something else here."""
-    if (here := version("skylevel")) != client_version:
+    if __version__ != client_version:
         raise ClusterError(
-            f"this worker runs skylevel {here}, the client {client_version}: install the same version on both"
+            f"this worker runs skylevel {__version__}, the client {client_version}: install the same version on both"
         )
 
 
@@ -264,7 +264,7 @@ def attributes(exposure: Exposure, frame: xr.Dataset, found: dict[str, Any], rec
         "source": {"path": exposure.source, **exposure.identity},
         "facts": {key: value for key, value in frame.attrs.items() if key not in _NOT_FACTS},
         "metrics": record.metrics() | found,
-        "skylevel_version": version("skylevel"),
+        "skylevel_version": __version__,
     }
 
 
@@ -283,12 +283,12 @@ def _levels_metrics(estimate: xr.Dataset) -> dict[str, Any]:
 def _provenance(exposure: Exposure) -> tuple[list[Card], list[str]]:
     recipe = exposure.recipe
     cards: list[Card] = [
-        ("SKYLEVEL", version("skylevel"), "version of skylevel that levelled this"),
+        ("SKYLEVEL", __version__, "version of skylevel that levelled this"),
         ("SKYRECIP", recipe.name, "recipe of skylevel"),
         ("SKYHASH", recipe.hash[:16], "its hash: SHA-256, first 16 digits"),
     ]
     settings = ", ".join(f"{name}={value}" for name, value in recipe.to_dict().items())
-    return cards, [f"skylevel {version('skylevel')} {recipe.name}: {settings}"]
+    return cards, [f"skylevel {__version__} {recipe.name}: {settings}"]
 
 
 def _write_levelled(path: Path, exposure: Exposure, frame: xr.Dataset, estimate: xr.Dataset) -> None:
