@@ -385,7 +385,7 @@ def workers(bench: Bench) -> str:
     return f"""## Inside a Dask worker
 
 The nanny of a worker asks the C library to hand back freed memory at once (`MALLOC_TRIM_THRESHOLD_=65536`);
-`skylevel.allocator.keep_freed_memory` undoes that for the kernels. "Memory returned" runs without it. CPU / wall.
+`skylevel.memory.keep_freed_memory` undoes that for the kernels. "Memory returned" runs without it. CPU / wall.
 
 {table(header, lines)}
 

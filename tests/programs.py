@@ -11,11 +11,16 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
+import xarray as xr
 from astropy.io import fits
 
 from scenes import make_image, make_mosaic
 from skylevel import cli
 from skylevel.demo.dng import write_dng
+from skylevel.io.nodes import Place
+from skylevel.io.store import ProgramStore
+from skylevel.program.ledger import Ledger
+from skylevel.program.plan import read_plan, store_url
 
 SKYLEVEL = Path(sys.executable).with_name("skylevel")
 SHAPE = (160, 200)
@@ -100,6 +105,38 @@ def image_of(path: Path | str) -> np.ndarray:
 def pixels_of(folder: Path | str) -> dict[str, bytes]:
     """The bytes of every levelled image in a folder, by file name."""
     return {path.name: image_of(path).tobytes() for path in sorted(Path(folder).glob("*.fits"))}
+
+
+def place_of(output: Path | str, name: str) -> Place:
+    """Where the store of an output folder keeps an exposure."""
+    (exposure,) = [e for e in read_plan(ProgramStore(store_url(output))) if e.name == name]
+    assert exposure.place is not None
+    return exposure.place
+
+
+def record_of(output: Path | str, name: str) -> dict[str, Any]:
+    """The commit record of an exposure; empty where there is none that is sound."""
+    place = place_of(output, name)
+    return ProgramStore(store_url(output)).read_records([place]).get(place, {})
+
+
+def stored(output: Path | str, name: str) -> xr.Dataset:
+    """What the store of an output folder holds of an exposure."""
+    return ProgramStore(store_url(output)).read_estimate(place_of(output, name), record_of(output, name)).load()
+
+
+def chunks_of(output: Path | str, name: str) -> dict[str, Path]:
+    """The files of an exposure's arrays and of its record, by array."""
+    node, index = place_of(output, name)
+    folder = Path(store_url(output), node)
+    found = [path for path in folder.glob("*/*") if path.name.partition(".")[0] == str(index)]
+    return {path.parent.name: path for path in found if "exposure" not in path.parent.name}
+
+
+def measured_in(output: Path | str) -> list[str]:
+    """Names of the exposures that are measured."""
+    store = ProgramStore(store_url(output))
+    return sorted(exposure.name for exposure in Ledger(store, read_plan(store)).measured())
 
 
 def stamps(folder: Path) -> dict[str, tuple[int, int]]:

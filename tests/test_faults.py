@@ -65,7 +65,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def undisturbed(program: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The levelled pixels of each output, from a run in which nothing happened."""
     output = tmp_path_factory.mktemp("undisturbed")
-    run_partition(make_plan([str(program)], str(output)), str(output), 1, 1)
+    run_partition(make_plan([str(program)], str(output)), str(output), (1, 1))
     return pixels_of(output)
 
 

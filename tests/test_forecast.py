@@ -17,8 +17,7 @@ from programs import write_exposures, write_raw
 from skylevel.demo.dng import write_dng
 from skylevel.errors import PlanError
 from skylevel.program import forecast as module
-from skylevel.program.forecast import forecast, require_disk, summarize, too_large
-from skylevel.program.large import require_possible
+from skylevel.program.forecast import forecast, require_disk, require_possible, summarize, too_large
 from skylevel.program.plan import make_plan
 from skylevel.program.run import run_partition
 
@@ -26,7 +25,7 @@ from skylevel.program.run import run_partition
 LEVEL_ONE = """
 import json, sys
 import skylevel, skylevel.io.frame
-from skylevel.allocator import peak_memory
+from skylevel.memory import peak_memory
 from skylevel.program.plan import make_plan
 from skylevel.program.run import store_url
 from skylevel.program.tasks import level_exposure
@@ -99,7 +98,7 @@ def test_kinds_are_counted(tmp_path):
 def test_outputs_are_projected_within_a_tenth(tmp_path):
     write_image(tmp_path / "image.fits", (1000, 1200))
     plan = make_plan([str(tmp_path / "image.fits")], str(tmp_path / "out"))
-    run_partition(plan, str(tmp_path / "out"), 1, 1)
+    run_partition(plan, str(tmp_path / "out"), (1, 1))
     written = (tmp_path / "out" / "image_rowbgsub.fits").stat().st_size
     assert 0.9 < forecast(plan)["image"].output / written < 1.2
 
@@ -155,6 +154,6 @@ def test_a_mosaic_too_large_for_a_worker_has_the_same_bits(tmp_path, monkeypatch
 
 def test_the_peak_of_a_process_is_its_own(tmp_path):
     ballast = np.ones(100_000_000)
-    code = "from skylevel.allocator import peak_memory; x = bytearray(b'x') * 50_000_000; print(peak_memory())"
+    code = "from skylevel.memory import peak_memory; x = bytearray(b'x') * 50_000_000; print(peak_memory())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert 50e6 < int(done.stdout) < 400e6 < ballast.nbytes

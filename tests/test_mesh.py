@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from reference import background_of
 from scenes import make_image
 from skylevel.errors import NoBackgroundError
-from skylevel.kernels.mesh import Surface, box_statistics, clipped_statistics, finish_mesh
+from skylevel.kernels.mesh import Clipping, Surface, box_statistics, clipped_statistics, finish_mesh
 
 
 def box_within(image, box_size):
@@ -21,9 +21,7 @@ def statistics_of(image, box_size=50, *, sigma_clip=3.0, max_rounds=10, estimato
     return box_statistics(
         image,
         box_size=box_within(image, box_size),
-        sigma_clip=sigma_clip,
-        max_rounds=max_rounds,
-        estimator=estimator,
+        clipping=Clipping(sigma_clip, max_rounds, estimator),
     )
 
 
@@ -282,7 +280,7 @@ def test_clipping_is_astropys_however_deep_it_goes(share, outlier):
         n = int(share * box.size)
         box[:n] += rng.normal(outlier, 0.3 * outlier, n) * (-1) ** k
     clipped = astropys_clip(boxes, sigma=2.0, maxiters=10, axis=1, stdfunc="std", cenfunc="median")
-    found = clipped_statistics(boxes.copy(), sigma_clip=2.0, max_rounds=10, estimator="mean")
+    found = clipped_statistics(boxes.copy(), Clipping(2.0, 10, "mean"))
     np.testing.assert_array_equal(found.n_good, clipped.count(axis=1))
     np.testing.assert_allclose(found.level, clipped.mean(axis=1), rtol=1e-12)
     np.testing.assert_allclose(found.rms, clipped.std(axis=1), rtol=1e-9)

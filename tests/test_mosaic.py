@@ -7,16 +7,16 @@ from hypothesis import strategies as st
 
 from reference import NORMS, background_of, channels_reference, filled_reference, tiled
 from scenes import GRBG, RGGB, XTRANS, make_mosaic
-from skylevel.kernels.mesh import clip_box_size, finish_mesh
+from skylevel.kernels.mesh import Clipping, clip_box_size, finish_mesh
 from skylevel.kernels.mosaic import (
     Tile,
     box_n_pixels,
-    channel_names,
     channel_statistics,
     fill_gaps,
     halo_needed,
     subtract_backgrounds,
 )
+from skylevel.kernels.pattern import ColorPattern
 
 PATTERNS = {"RGGB": RGGB, "GRBG": GRBG, "X-Trans": XTRANS}
 MONO = ("L",)
@@ -24,7 +24,7 @@ every_pattern = pytest.mark.parametrize("pattern", PATTERNS.values(), ids=PATTER
 
 
 def letters_of(pattern):
-    return np.array([list(row) for row in pattern])
+    return ColorPattern.of(pattern)
 
 
 def filled(mosaic, pattern, stddev=1.0):
@@ -47,9 +47,7 @@ def statistics_of(tile, pattern, box_size, *, method="filled", estimator="mode",
         method=method,
         stddev=1.0,
         box_size=box_size,
-        sigma_clip=sigma_clip,
-        max_rounds=max_rounds,
-        estimator=estimator,
+        clipping=Clipping(sigma_clip, max_rounds, estimator),
     )
 
 
@@ -64,10 +62,10 @@ def levelled(mosaic, pattern, *, box_size=100, filter_size=11, method="filled", 
             filter_size=filter_size,
         ).background
         for channel, statistics in zip(
-            channel_names(letters), statistics_of(Tile.whole(mosaic), pattern, sides, method=method), strict=True
+            letters.channels, statistics_of(Tile.whole(mosaic), pattern, sides, method=method), strict=True
         )
     ]
-    factors = [norms.get(channel, 1.0) for channel in channel_names(letters)]
+    factors = [norms.get(channel, 1.0) for channel in letters.channels]
     return subtract_backgrounds(mosaic, letters, meshes, box_size=sides, norms=factors, pedestal=pedestal)
 
 
@@ -76,7 +74,7 @@ def levelled(mosaic, pattern, *, box_size=100, filter_size=11, method="filled", 
     [(RGGB, "RGB"), (GRBG, "RGB"), (XTRANS, "RGB"), (("BG", "GR"), "RGB"), (MONO, "L"), (("RG", "EB"), "RGBE")],
 )
 def test_channels_stand_in_the_order_of_r_g_b(pattern, names):
-    assert channel_names(letters_of(pattern)) == list(names)
+    assert letters_of(pattern).channels == list(names)
 
 
 @every_pattern

@@ -236,7 +236,7 @@ def test_a_share_that_does_not_exist(index: int, count: int) -> None:
 
 class TestKeys:
     def keys(self, path: Path, **settings: object) -> tuple[str, str, str]:
-        exposure = exposure_of(path, recipe="rows", recipes={"rows": Rows(**settings)})
+        exposure = exposure_of(path, recipe="rows", recipe=[Rows(**settings)])
         return exposure.key, exposure.mask_key, exposure.export_key
 
     def changed(self, path: Path, **settings: object) -> tuple[bool, ...]:

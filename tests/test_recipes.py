@@ -24,7 +24,7 @@ CHANNELS = {
     "box_size": 100, "filter_size": 11, "sigma_clip": 5.0, "exclude_percentile": 10.0, "kernel_stddev": 1.0,
     "estimator": "mode", "norms": {"R": 1.34, "G": 1.0, "B": 1.25}, "method": "filled", "pedestal": 0.0,
 }  # fmt: skip
-EVERY_FIELD = [(cls, knob) for cls in RECIPES.values() for knob in dataclasses.fields(cls)]
+EVERY_FIELD = [(cls, setting) for cls in RECIPES.values() for setting in dataclasses.fields(cls)]
 
 
 @pytest.mark.parametrize(("recipe", "expected"), [(Rows(), ROWS), (Channels(), CHANNELS)])
@@ -34,11 +34,11 @@ def test_the_defaults_are_the_notebooks_numbers(recipe, expected):
     assert {name: type(settings[name]) for name in expected} == {name: type(v) for name, v in expected.items()}
 
 
-@pytest.mark.parametrize(("cls", "knob"), EVERY_FIELD, ids=lambda value: getattr(value, "name", None))
-def test_every_field_says_what_it_is_and_where_it_comes_from(cls, knob):
-    assert knob.metadata["doc"].rstrip(".")
-    assert knob.metadata["source"]
-    assert knob.metadata["stage"] in ("mask", "level", "export", "product")
+@pytest.mark.parametrize(("cls", "setting"), EVERY_FIELD, ids=lambda value: getattr(value, "name", None))
+def test_every_field_says_what_it_is_and_where_it_comes_from(cls, setting):
+    assert setting.metadata["doc"].rstrip(".")
+    assert setting.metadata["source"]
+    assert setting.metadata["decides"] in ("mask", "measurement", "group", "levelled", "product")
 
 
 def test_a_recipe_is_frozen():
@@ -231,14 +231,14 @@ def test_the_hash_does_not_depend_on_how_a_value_was_written():
     assert Channels(norms={"B": 1.25, "G": 1, "R": "1.34"}).hash == Channels().hash
 
 
-def test_the_stages_divide_the_settings():
+def test_what_they_decide_divides_the_settings():
     rows = Rows()
-    stages = [rows.stage_dict(stage) for stage in ("mask", "level", "product")]
-    assert "box_size" in stages[0]
-    assert "positive_only" in stages[1]
-    assert "contrast" in stages[2]
-    assert sum(map(len, stages)) == len(dataclasses.fields(rows))
-    assert rows.stage_dict("mask", "level") == stages[0] | stages[1]
+    decided = [rows.settings_of(what) for what in ("mask", "measurement", "product")]
+    assert "box_size" in decided[0]
+    assert "positive_only" in decided[1]
+    assert "contrast" in decided[2]
+    assert sum(map(len, decided)) == len(dataclasses.fields(rows))
+    assert rows.settings_of("mask", "measurement") == decided[0] | decided[1]
 
 
 @given(

@@ -406,7 +406,7 @@ class TestExport:
 class TestSameNumbersEverywhere:
     def test_in_shares_without_a_scheduler(self, program: Program, tmp_path: Path) -> None:
         plan = make_plan([str(program.folder)], str(tmp_path))
-        results = [run_partition(plan, str(tmp_path), index, 3) for index in (1, 2, 3)]
+        results = [run_partition(plan, str(tmp_path), (index, 3)) for index in (1, 2, 3)]
         assert sorted(record.name for result in results for record in result.done) == sorted(GOOD)
         assert {name for result in results for name in result.failed} == set(BAD)
         assert pixels_of(tmp_path) == pixels_of(program.output)
@@ -414,7 +414,7 @@ class TestSameNumbersEverywhere:
     def test_a_share_is_done_once_unless_told_to(self, exposures: Path, tmp_path: Path) -> None:
         plan = make_plan([str(exposures)], str(tmp_path / "out"))
         for overwrite, n_done in ((False, 2), (False, 0), (True, 2)):
-            result = run_partition(plan, str(tmp_path / "out"), 1, 2, overwrite=overwrite)
+            result = run_partition(plan, str(tmp_path / "out"), (1, 2), overwrite=overwrite)
             assert (len(result.done), len(result.skipped)) == (n_done, 2 - n_done)
 
     @pytest.mark.slow
@@ -644,7 +644,7 @@ def test_a_second_run_into_the_same_output_keeps_what_the_first_did(tmp_path: Pa
 def test_each_stages_time_and_memory_are_kept(tmp_path: Path) -> None:
     write_exposure(tmp_path / "a.fits")
     plan = make_plan([str(tmp_path)], str(tmp_path / "out"))
-    (record,) = run_partition(plan, str(tmp_path / "out"), 1, 1).done
+    (record,) = run_partition(plan, str(tmp_path / "out"), (1, 1)).done
     assert list(record.seconds) == list(record.peaks_mib) == ["read", "measure", "store", "export"]
     assert all(0 < seconds < 60 for seconds in record.seconds.values())
     assert record.peak_mib == record.peaks_mib["export"] > 50

@@ -12,7 +12,7 @@ from reference import quiet, rows_reference, smoothed
 from scenes import make_image, make_scene
 from skylevel.kernels.deblending import deblend
 from skylevel.kernels.mesh import Mesh
-from skylevel.kernels.sources import above_threshold, connected, label_sources, smooth
+from skylevel.kernels.sources import Detection, above_threshold, connected, label_sources, smooth
 
 SHAPES = hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=14)
 
@@ -88,9 +88,8 @@ def mesh_of(reference):
 def test_detection_equals_photutils(shape, threshold):
     image = make_image(shape, sources=80, gradient=0.3, nan_fraction=0.02).image
     reference = rows_reference(image)
-    found = above_threshold(
-        image, mesh_of(reference), threshold=threshold, fwhm=3.0, size=3, box_size=(min(50, shape[0]), 50)
-    )
+    detection = Detection(threshold, 3.0, 3, 1)
+    found = above_threshold(image, mesh_of(reference), detection, box_size=(min(50, shape[0]), 50))
     expected = smoothed(image) > reference.background + threshold * reference.background_rms
     assert 0 < expected.mean() < 1
     assert found.dtype == bool
@@ -101,22 +100,23 @@ def test_a_gap_in_the_image_is_no_detection():
     image = np.full((30, 30), 5.0, np.float32)
     image[10:20, 10:20] = np.nan
     mesh = Mesh(np.ones((1, 1), np.float32), np.ones((1, 1), np.float32), 10.0)
-    found = above_threshold(image, mesh, threshold=0.0, fwhm=3.0, size=3, box_size=(30, 30))
+    found = above_threshold(image, mesh, Detection(0.0, 3.0, 3, 1), box_size=(30, 30))
     np.testing.assert_array_equal(found, ~np.isnan(smooth(image, fwhm=3.0, size=3)))
 
 
 @given(st.data(), st.sampled_from([1, 3, 7]))
 def test_a_tile_is_detected_with_the_frames_bits(data, size):
     image = make_image((90, 95), sources=60, gradient=0.3, nan_fraction=0.03).image
-    settings = {"threshold": 0.5, "fwhm": 3.0, "size": size, "box_size": (50, 50)}
+    detection = Detection(0.5, 3.0, size, 1)
     mesh = mesh_of(rows_reference(image))
-    whole = above_threshold(image, mesh, **settings)
+    whole = above_threshold(image, mesh, detection, box_size=(50, 50))
     (top, bottom), (left, right) = (
         sorted(data.draw(st.lists(st.integers(0, n), min_size=2, max_size=2, unique=True))) for n in image.shape
     )
     half = size // 2
     y, x = max(top - half, 0), max(left - half, 0)
-    tile = above_threshold(image[y : bottom + half, x : right + half], mesh, origin=(y, x), **settings)
+    part = image[y : bottom + half, x : right + half]
+    tile = above_threshold(part, mesh, detection, box_size=(50, 50), origin=(y, x))
     np.testing.assert_array_equal(
         tile[top - y : bottom - y, left - x : right - x], whole[top:bottom, left:right]
     )

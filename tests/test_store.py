@@ -14,7 +14,8 @@ import pytest
 import xarray as xr
 
 from skylevel.errors import StoreError
-from skylevel.io.store import FORMAT, ProgramStore
+from skylevel.io.records import FORMAT
+from skylevel.io.store import ProgramStore
 from skylevel.level import estimate_channels, estimate_rows
 from skylevel.recipes import Channels, Rows
 

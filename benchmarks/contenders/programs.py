@@ -16,7 +16,7 @@ from contenders.no_op import level_nothing
 from skylevel.io.store import ProgramStore
 from skylevel.program.cluster import connect
 from skylevel.program.fan_out import fan_out
-from skylevel.program.parcel import unwrap, wrap
+from skylevel.program.sealed import unwrap, wrap
 from skylevel.program.plan import Exposure, make_plan
 from skylevel.program.run import plan_index, read_plan, run_partition, run_plan, store_url, work_left
 from skylevel.recipes import Rows
@@ -56,7 +56,7 @@ def share(folder: str, output: str, index: str, count: str) -> Callable[[], Any]
     plan = make_plan([folder], output)
 
     def run() -> None:
-        result = run_partition(plan, output, int(index), int(count), overwrite=True)
+        result = run_partition(plan, output, (int(index), int(count)), overwrite=True)
         assert not result.failed, result.failed
 
     return run
@@ -135,7 +135,7 @@ def tiny(folder: str, output: str) -> Callable[[], dict[str, float]]:
         start = time.perf_counter()
         plan = make_plan([folder], output)
         planned = time.perf_counter() - start
-        result = run_partition(plan, output, 1, 1)
+        result = run_partition(plan, output, (1, 1))
         assert not result.failed, result.failed
         n = len(plan)
         store = Path(store_url(output))

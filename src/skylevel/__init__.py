@@ -2,7 +2,7 @@
 
 >>> import skylevel as sl
 >>> frame = sl.open_frame("jw04250004001_03101_00001_nrcb1_cal.fits")  # doctest: +SKIP
->>> levelled = sl.level_rows(frame, sl.Rows())  # doctest: +SKIP
+>>> sl.write_frame(sl.level_rows(frame, sl.Rows()), "levelled.fits")  # doctest: +SKIP
 """
 
 import importlib
@@ -14,38 +14,56 @@ from skylevel.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from skylevel.io.frame import open_frame
-    from skylevel.io.jwst import flux_per_pixel
-    from skylevel.level import level_channels, level_rows
+    from skylevel.io.jwst import flux_per_pixel, frame_wcs
+    from skylevel.jobs.writing import write_frame
+    from skylevel.level import background_image, level_channels, level_rows
+    from skylevel.memory import keep_freed_memory
+    from skylevel.program.run import export_program as export
     from skylevel.program.run import run
     from skylevel.program.view import open_program
+    from skylevel.program.view import program_status as status
+
+# Where each public name is, found on first use, so that importing skylevel (in every worker, and for --help) costs no
+# more than it must.
+_HOMES = {
+    "background_image": ("skylevel.level", "background_image"),
+    "export": ("skylevel.program.run", "export_program"),
+    "flux_per_pixel": ("skylevel.io.jwst", "flux_per_pixel"),
+    "frame_wcs": ("skylevel.io.jwst", "frame_wcs"),
+    "keep_freed_memory": ("skylevel.memory", "keep_freed_memory"),
+    "level_channels": ("skylevel.level", "level_channels"),
+    "level_rows": ("skylevel.level", "level_rows"),
+    "open_frame": ("skylevel.io.frame", "open_frame"),
+    "open_program": ("skylevel.program.view", "open_program"),
+    "run": ("skylevel.program.run", "run"),
+    "status": ("skylevel.program.view", "program_status"),
+    "write_frame": ("skylevel.jobs.writing", "write_frame"),
+}
 
 __all__ = [
     "Channels",
     "Rows",
     "SkylevelError",
+    "background_image",
+    "export",
     "flux_per_pixel",
+    "frame_wcs",
+    "keep_freed_memory",
     "level_channels",
     "level_rows",
     "open_frame",
     "open_program",
     "run",
+    "status",
+    "write_frame",
 ]
-
-# Found on first use, so that importing skylevel (in every worker, and for --help) costs no more than it must.
-_HOMES = {
-    "flux_per_pixel": "skylevel.io.jwst",
-    "level_channels": "skylevel.level",
-    "level_rows": "skylevel.level",
-    "open_frame": "skylevel.io.frame",
-    "open_program": "skylevel.program.view",
-    "run": "skylevel.program.run",
-}
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    module, attribute = _HOMES[name]
+    return getattr(importlib.import_module(module), attribute)
 
 
 def __dir__() -> list[str]:

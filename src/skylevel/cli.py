@@ -108,18 +108,19 @@ def run(inputs: tuple[str, ...], output: str, **options: Any) -> int:
     recipes = _recipes(options["recipe"], options["preset"], options["config"], options["settings"])
     share = _share(options["partition"])
     from skylevel.program.plan import make_plan
-    from skylevel.program.run import run_partition, run_plan
+    from skylevel.program.run import Target, run_partition, run_plan
 
     keep = [word.strip() for word in options["keep"].split(",") if word.strip()]
-    plan = make_plan(inputs, output, recipe=options["recipe"], recipes=recipes, layout=options["layout"], keep=keep)
+    chosen = list(recipes.values()) if options["recipe"] == "auto" else recipes[options["recipe"]]
+    plan = make_plan(inputs, output, recipe=chosen, layout=options["layout"], keep=keep)
     if options["dry_run"]:
         return _print_plan(plan, output)
     with _reporting(output, quiet=options["quiet"]) as progress:
         if share:
-            result = run_partition(plan, output, *share, overwrite=options["overwrite"], progress=progress)
+            result = run_partition(plan, output, share, overwrite=options["overwrite"], progress=progress)
         else:
-            where = {key: options[key] for key in ("cluster", "workers", "overwrite")}
-            result = run_plan(plan, output, progress=progress, **where)
+            target = Target(cluster=options["cluster"], workers=options["workers"])
+            result = run_plan(plan, output, target=target, overwrite=options["overwrite"], progress=progress)
     return _print_result(result)
 
 
@@ -128,10 +129,10 @@ def run(inputs: tuple[str, ...], output: str, **options: Any) -> int:
 @_where_options
 def export(output: str, cluster: str, workers: int | None, quiet: bool) -> int:
     """Write the FITS files of OUTPUT again from its store, without measuring."""
-    from skylevel.program.run import export_program
+    from skylevel.program.run import Target, export_program
 
     with _reporting(output, quiet=quiet) as progress:
-        result = export_program(output, cluster=cluster, workers=workers, progress=progress)
+        result = export_program(output, target=Target(cluster=cluster, workers=workers), progress=progress)
     return _print_result(result)
 
 
@@ -290,15 +291,18 @@ def _print_plan(plan: "list[Exposure]", output: str) -> int:
     from skylevel.io.remote import is_remote
     from skylevel.io.store import ProgramStore
     from skylevel.program.forecast import forecast, free_disk, gigabytes, summarize
-    from skylevel.program.run import store_url, work_left
+    from skylevel.program.ledger import Steps
+    from skylevel.program.places import work_left
+    from skylevel.program.plan import store_url
 
     work = work_left(plan, ProgramStore(store_url(output)))
-    left = [exposure for exposure in plan if work[exposure.name] != "nothing"]
+    left = [exposure for exposure in plan if work[exposure.name]]
     needs = forecast(left)
     rows = [("exposure", "recipe", "size", "to do", "output")]
     for exposure in plan:
         size = exposure.identity.get("size")
-        todo = {"measure": "measure, export", "export": "export", "nothing": "-"}[work[exposure.name]]
+        names = {Steps.MEASURE: "measure", Steps.EXPORT: "export"}
+        todo = ", ".join(text for step, text in names.items() if step in work[exposure.name]) or "-"
         shown = gigabytes(size) if size else "?"
         rows.append((exposure.name, exposure.recipe.name, shown, todo, exposure.outputs["levelled"]))
     _print_columns(rows)

@@ -14,24 +14,28 @@ from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal, Self
 
 from skylevel.errors import SettingsError
+from skylevel.version import __version__
+
+# Keyword, value and comment of a FITS header.
+Card = tuple[str, str | int | float | bool | None, str]
 
 # The factors under which the notebook's author found white-light images smoothest.
 NOTEBOOK_NORMS = {"R": 1.34, "G": 1.0, "B": 1.25}
 
-# What a setting decides, and so what is done again where it changes: the source mask, what is measured given that, the
-# levelled image given that, or another product alone.
-Stage = Literal["mask", "level", "export", "product"]
+# What a setting decides, and so what is done again where it changes: the source mask, what is measured given that, what
+# a group of exposures knows together, the levelled image given those, or another product alone.
+Decides = Literal["mask", "measurement", "group", "levelled", "product"]
 
 ROWS_NOTEBOOK = "notebook: JWST NIRCam row-by-row background subtraction (Hsieh 2024)"
 PHOTUTILS_DEFAULT = "photutils Background2D's default, as in the notebook"
 CHANNELS_NOTEBOOK = "notebook: Background subtraction of camera raw frames"
 
 
-def _knob(
+def about(
     doc: str,
     *,
     source: str,
-    stage: Stage,
+    decides: Decides,
     unit: str = "",
     low: float = -math.inf,
     high: float = math.inf,
@@ -39,9 +43,9 @@ def _knob(
     odd: bool = False,
     choices: tuple[str, ...] = (),
 ) -> dict[str, Any]:
-    """Metadata of one field: what it means, and what it may be."""
+    """Return the metadata of a recipe's field: what it means, what it may be, and what it decides."""
     return {
-        "doc": doc, "source": source, "stage": stage, "unit": unit,
+        "doc": doc, "source": source, "decides": decides, "unit": unit,
         "low": low, "high": high, "above": above, "odd": odd, "choices": choices,
     }  # fmt: skip
 
@@ -60,31 +64,39 @@ class Recipe:
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     def __post_init__(self) -> None:
-        for knob in fields(self):
-            object.__setattr__(self, knob.name, _checked(self.name, knob, getattr(self, knob.name)))
+        for setting in fields(self):
+            object.__setattr__(self, setting.name, _checked(self.name, setting, getattr(self, setting.name)))
 
     @classmethod
     def preset(cls, name: str) -> Self:
-        """The recipe under a well-known name; ``"notebook"`` is the default settings."""
+        """Return the recipe under a well-known name; ``"notebook"`` is the default settings."""
         if name not in cls.presets:
             known = ", ".join(cls.presets) + _nearest(name, list(cls.presets))
             raise SettingsError(f"{cls.name}: unknown preset {name!r}; known: {known}")
         return cls(**cls.presets[name])
 
     def replace(self, settings: Mapping[str, Any]) -> Self:
-        """A copy with some settings changed; a dotted name (``norms.R``) reaches into a mapping."""
+        """Return a copy with some settings changed; a dotted name (``norms.R``) reaches into a mapping."""
         values = self.to_dict()
         for dotted, value in settings.items():
             _assign(self.name, values, dotted, value)
         return type(self)(**values)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, in field order, ready for JSON or TOML."""
+        """Return plain values, in field order, ready for JSON or TOML."""
         return dataclasses.asdict(self)
 
-    def stage_dict(self, *stages: Stage) -> dict[str, Any]:
-        """The settings of the given stages alone: what decides whether a stored result still holds."""
-        return {k.name: getattr(self, k.name) for k in fields(self) if k.metadata["stage"] in stages}
+    def settings_of(self, *decided: Decides) -> dict[str, Any]:
+        """Return the settings alone that decide some results: whether a stored one still holds."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.metadata["decides"] in decided}
+
+    def provenance(self) -> dict[str, str]:
+        """Return attributes of what was levelled with it: version, name, hash and settings."""
+        settings = ", ".join(f"{name}={value}" for name, value in self.to_dict().items())
+        return {
+            "skylevel_version": __version__, "skylevel_recipe": self.name, "skylevel_hash": self.hash,
+            "skylevel_settings": settings,
+        }  # fmt: skip
 
     @property
     def hash(self) -> str:
@@ -102,43 +114,44 @@ class Rows(Recipe):
     name: ClassVar[str] = "rows"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"notebook": {}}
 
-    box_size: int = field(default=50, metadata=_knob(
+    box_size: int = field(default=50, metadata=about(
         "Side of the boxes in which the background is measured.",
-        unit="pixel", low=1, stage="mask", source=ROWS_NOTEBOOK))
-    filter_size: int = field(default=3, metadata=_knob(
+        unit="pixel", low=1, decides="mask", source=ROWS_NOTEBOOK))
+    filter_size: int = field(default=3, metadata=about(
         "Side of the median filter over the mesh of boxes; 1 is no filter.",
-        unit="box", low=1, odd=True, stage="mask", source=ROWS_NOTEBOOK))
-    sigma_clip: float = field(default=3.0, metadata=_knob(
+        unit="box", low=1, odd=True, decides="mask", source=ROWS_NOTEBOOK))
+    sigma_clip: float = field(default=3.0, metadata=about(
         "Pixels further than this from their box's median are clipped (at most 10 rounds).",
-        unit="standard deviation", above=0.0, stage="mask", source=PHOTUTILS_DEFAULT))
-    threshold: float = field(default=2.0, metadata=_knob(
+        unit="standard deviation", above=0.0, decides="mask", source=PHOTUTILS_DEFAULT))
+    threshold: float = field(default=2.0, metadata=about(
         "A source stands this far above the background.",
-        unit="background rms", stage="mask", source=ROWS_NOTEBOOK))
-    kernel_fwhm: float = field(default=3.0, metadata=_knob(
+        unit="background rms", decides="mask", source=ROWS_NOTEBOOK))
+    kernel_fwhm: float = field(default=3.0, metadata=about(
         "Full width at half maximum of the Gaussian that smooths the image before detection.",
-        unit="pixel", above=0.0, stage="mask", source=ROWS_NOTEBOOK))
-    kernel_size: int = field(default=3, metadata=_knob(
+        unit="pixel", above=0.0, decides="mask", source=ROWS_NOTEBOOK))
+    kernel_size: int = field(default=3, metadata=about(
         "Side of that Gaussian's kernel.",
-        unit="pixel", low=1, odd=True, stage="mask", source=ROWS_NOTEBOOK))
-    n_pixels: int = field(default=5, metadata=_knob(
+        unit="pixel", low=1, odd=True, decides="mask", source=ROWS_NOTEBOOK))
+    n_pixels: int = field(default=5, metadata=about(
         "A source has at least this many connected pixels (edges and corners connect).",
-        unit="pixel", low=1, stage="mask", source=ROWS_NOTEBOOK))
-    exclude_percentile: float = field(default=10.0, metadata=_knob(
+        unit="pixel", low=1, decides="mask", source=ROWS_NOTEBOOK))
+    exclude_percentile: float = field(default=10.0, metadata=about(
         "A box with more than this percentage of masked or clipped pixels is left out. Where that leaves no box, "
         "it is relaxed through 10, 20, 40, 80, 100 until one is left.",
-        unit="percent", low=0.0, high=100.0, stage="mask", source=PHOTUTILS_DEFAULT))
-    positive_only: bool = field(default=True, metadata=_knob(
+        unit="percent", low=0.0, high=100.0, decides="mask", source=PHOTUTILS_DEFAULT))
+    positive_only: bool = field(default=True, metadata=about(
         "Only pixels above 0 enter a row's median.",
-        stage="level", source=ROWS_NOTEBOOK))
-    axis: str = field(default="auto", metadata=_knob(
+        decides="measurement", source=ROWS_NOTEBOOK))
+    axis: str = field(default="auto", metadata=about(
         "Direction of the stripes: from the header's FASTAXIS (rows when unknown), or as said.",
-        choices=("auto", "rows", "columns"), stage="level", source="rows in the notebook; FASTAXIS of JWST headers"))
-    n_levels: int = field(default=32, metadata=_knob(
+        choices=("auto", "rows", "columns"), decides="measurement",
+        source="rows in the notebook; FASTAXIS of JWST headers"))
+    n_levels: int = field(default=32, metadata=about(
         "Levels of deblending; only the segmentation product is deblended.",
-        low=1, stage="product", source=ROWS_NOTEBOOK))
-    contrast: float = field(default=0.001, metadata=_knob(
+        low=1, decides="product", source=ROWS_NOTEBOOK))
+    contrast: float = field(default=0.001, metadata=about(
         "Fraction of a source's flux that makes a peak its own object in the segmentation product.",
-        low=0.0, high=1.0, stage="product", source=ROWS_NOTEBOOK))  # fmt: skip
+        low=0.0, high=1.0, decides="product", source=ROWS_NOTEBOOK))  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,49 +164,60 @@ class Channels(Recipe):
     name: ClassVar[str] = "channels"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"notebook": {}, "planes": {"method": "planes"}}
 
-    box_size: int = field(default=100, metadata=_knob(
+    box_size: int = field(default=100, metadata=about(
         "Side of the boxes in which the background is measured, on the mosaic.",
-        unit="pixel", low=1, stage="level", source=CHANNELS_NOTEBOOK))
-    filter_size: int = field(default=11, metadata=_knob(
+        unit="pixel", low=1, decides="measurement", source=CHANNELS_NOTEBOOK))
+    filter_size: int = field(default=11, metadata=about(
         "Side of the median filter over the mesh of boxes; 1 is no filter.",
-        unit="box", low=1, odd=True, stage="level", source=CHANNELS_NOTEBOOK))
-    sigma_clip: float = field(default=5.0, metadata=_knob(
+        unit="box", low=1, odd=True, decides="measurement", source=CHANNELS_NOTEBOOK))
+    sigma_clip: float = field(default=5.0, metadata=about(
         "Pixels further than this from their box's median are clipped (at most 5 rounds).",
-        unit="standard deviation", above=0.0, stage="level", source=CHANNELS_NOTEBOOK))
-    exclude_percentile: float = field(default=10.0, metadata=_knob(
+        unit="standard deviation", above=0.0, decides="measurement", source=CHANNELS_NOTEBOOK))
+    exclude_percentile: float = field(default=10.0, metadata=about(
         "A box with more than this percentage of masked or clipped pixels is left out. Where that leaves no box, "
         "it is relaxed through 10, 20, 40, 80, 100 until one is left.",
-        unit="percent", low=0.0, high=100.0, stage="level", source=PHOTUTILS_DEFAULT))
-    kernel_stddev: float = field(default=1.0, metadata=_knob(
+        unit="percent", low=0.0, high=100.0, decides="measurement", source=PHOTUTILS_DEFAULT))
+    kernel_stddev: float = field(default=1.0, metadata=about(
         "Standard deviation of the Gaussian that fills a colour's gaps (method \"filled\").",
-        unit="pixel", above=0.0, stage="level", source=CHANNELS_NOTEBOOK))
-    estimator: str = field(default="mode", metadata=_knob(
+        unit="pixel", above=0.0, decides="measurement", source=CHANNELS_NOTEBOOK))
+    estimator: str = field(default="mode", metadata=about(
         "A box's background: its mode (3 median - 2 mean), median or mean, after clipping.",
-        choices=("mode", "median", "mean"), stage="level", source=CHANNELS_NOTEBOOK))
-    norms: Mapping[str, float] = field(default_factory=lambda: dict(NOTEBOOK_NORMS), hash=False, metadata=_knob(
+        choices=("mode", "median", "mean"), decides="measurement", source=CHANNELS_NOTEBOOK))
+    norms: Mapping[str, float] = field(default_factory=lambda: dict(NOTEBOOK_NORMS), hash=False, metadata=about(
         "Factor on each colour after its background is subtracted; 1 for a colour not named.",
-        above=0.0, stage="export", source=CHANNELS_NOTEBOOK))
-    method: str = field(default="filled", metadata=_knob(
+        above=0.0, decides="levelled", source=CHANNELS_NOTEBOOK))
+    method: str = field(default="filled", metadata=about(
         "\"filled\": each colour's gaps are filled before its boxes are measured, as in the notebook. "
         "\"planes\": each colour's own pixels alone are measured; faster, and without the pull toward 0 that filling "
         "gives the frame's edge.",
-        choices=("filled", "planes"), stage="level", source=CHANNELS_NOTEBOOK))
-    pedestal: float = field(default=0.0, metadata=_knob(
+        choices=("filled", "planes"), decides="measurement", source=CHANNELS_NOTEBOOK))
+    pedestal: float = field(default=0.0, metadata=about(
         "Added to every pixel last, for programs that cut off negative values.",
-        unit="ADU", stage="export", source="0 in the notebook"))  # fmt: skip
+        unit="ADU", decides="levelled", source="0 in the notebook"))  # fmt: skip
 
 
-RECIPES: Mapping[str, type[Recipe]] = {cls.name: cls for cls in (Rows, Channels)}
+RECIPES: dict[str, type[Recipe]] = {cls.name: cls for cls in (Rows, Channels)}
+
+
+def cards_of(attributes: Mapping[str, Any]) -> tuple[list[Card], list[str]]:
+    """Return FITS cards and HISTORY lines that say what `Recipe.provenance` does."""
+    version, name = attributes.get("skylevel_version", __version__), attributes.get("skylevel_recipe", "")
+    cards: list[Card] = [
+        ("SKYLEVEL", str(version), "version of skylevel that levelled this"),
+        ("SKYRECIP", str(name), "recipe of skylevel"),
+        ("SKYHASH", str(attributes.get("skylevel_hash", ""))[:16], "its hash: SHA-256, first 16 digits"),
+    ]
+    return cards, [f"skylevel {version} {name}: {attributes.get('skylevel_settings', '')}"]
 
 
 def canonical_hash(value: Any) -> str:
-    """SHA-256 (64 hex digits) of the canonical JSON of plain values: the same on every machine and Python."""
+    """Return the SHA-256 (64 hex digits) of the canonical JSON of plain values: the same on every machine."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def recipe_named(name: str) -> type[Recipe]:
-    """The recipe class under its name.
+    """Return the recipe class under its name.
 
     Raises
     ------
@@ -224,19 +248,19 @@ def _assign(recipe: str, values: dict[str, Any], dotted: str, value: Any) -> Non
         raise SettingsError(f"{recipe}: {key} is a single value, so {dotted!r} names nothing")
 
 
-def _checked(recipe: str, knob: dataclasses.Field[Any], value: Any) -> Any:
-    """The value as its field's type; text (from the command line) is converted."""
-    label = f"{recipe}.{knob.name}"
-    if knob.name == "norms":
+def _checked(recipe: str, setting: dataclasses.Field[Any], value: Any) -> Any:
+    """Return the value as its field's type; text (from the command line) is converted."""
+    label = f"{recipe}.{setting.name}"
+    if setting.name == "norms":
         if not isinstance(value, Mapping):
             raise SettingsError(f"{label} = {value!r}: needs a factor by colour, such as {{R = 1.34}}")
-        return {str(k): _number(f"{label}.{k}", knob.metadata, v) for k, v in value.items()}
-    if knob.type is bool:
+        return {str(k): _number(f"{label}.{k}", setting.metadata, v) for k, v in value.items()}
+    if setting.type is bool:
         return _boolean(label, value)
-    if knob.type is str:
-        return _choice(label, knob.metadata["choices"], value)
-    number = _number(label, knob.metadata, value)
-    if knob.type is float:
+    if setting.type is str:
+        return _choice(label, setting.metadata["choices"], value)
+    number = _number(label, setting.metadata, value)
+    if setting.type is float:
         return number
     if number != int(number):
         raise SettingsError(f"{label} = {value!r}: needs a whole number")

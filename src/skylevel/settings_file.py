@@ -14,11 +14,11 @@ from skylevel.recipes import Recipe, recipe_named
 def to_toml(recipe: Recipe) -> str:
     """A recipe as a commented TOML table: above each setting its meaning, unit, allowed values and source."""
     table = tomlkit.table()
-    for knob in dataclasses.fields(recipe):
-        for line in _comment(knob):
+    for setting in dataclasses.fields(recipe):
+        for line in _comment(setting):
             table.add(tomlkit.comment(line))
-        value = getattr(recipe, knob.name)
-        table.add(knob.name, _inline(value) if isinstance(value, dict) else value)
+        value = getattr(recipe, setting.name)
+        table.add(setting.name, _inline(value) if isinstance(value, dict) else value)
         table.add(tomlkit.nl())
     document = tomlkit.document()
     document.add(tomlkit.comment(f"Settings of skylevel's recipe {recipe.name!r}; use with --config FILE.toml"))
@@ -51,8 +51,8 @@ def _inline(values: dict[str, Any]) -> Any:
     return table
 
 
-def _comment(knob: dataclasses.Field[Any]) -> list[str]:
-    rule = knob.metadata
+def _comment(setting: dataclasses.Field[Any]) -> list[str]:
+    rule = setting.metadata
     facts = [f"Unit: {rule['unit']}."] if rule["unit"] else []
     if rule["choices"]:
         facts.append(f"One of: {', '.join(rule['choices'])}.")

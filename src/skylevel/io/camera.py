@@ -33,7 +33,7 @@ from xarray.core import indexing
 
 from skylevel.errors import SettingsError, UnreadableFrameError, UnsupportedFrameError
 from skylevel.io.atomic import replacing
-from skylevel.io.blocks import (
+from skylevel.io.fits import (
     Card,
     add_provenance,
     announce_extensions,
@@ -113,11 +113,12 @@ def open_raw(path: str | Path) -> xr.Dataset:
     if name := _camera_name(source):
         attrs["camera"] = name
     mosaic = indexing.LazilyIndexedArray(RawMosaic(source, pixels.shape, pixels))
-    return xr.Dataset({"raw": (("y", "x"), mosaic)}, attrs=attrs)
+    about = {"units": attrs["unit"], "long_name": "sensor mosaic, black level included"}
+    return xr.Dataset({"raw": (("y", "x"), mosaic, about)}, attrs=attrs)
 
 
 def peek_raw(path: str | Path) -> tuple[tuple[int, int], dict[str, Any]]:
-    """Shape (y, x) and the camera of a raw, without its pixels.
+    """Return the shape (y, x) of a raw, its camera and its colours, without its pixels.
 
     Raises
     ------
@@ -129,10 +130,20 @@ def peek_raw(path: str | Path) -> tuple[tuple[int, int], dict[str, Any]]:
     try:
         with rawpy.imread(source) as raw:
             shape = (int(raw.sizes.height), int(raw.sizes.width))
+            channels = _channels(raw)
     except rawpy.LibRawError as error:
         raise UnreadableFrameError(f"{source}: LibRaw says: {_cause(error)}") from error
     name = _camera_name(source)
-    return shape, {"camera": name} if name else {}
+    # The colours count here, not where they stand.
+    return shape, {"color_filter_array": [channels], "dtype": "uint16"} | ({"camera": name} if name else {})
+
+
+def _channels(raw: Any) -> str:
+    """Return the letters of a mosaic's colours, each once."""
+    pattern = raw.raw_pattern
+    indices = np.unique(raw.raw_colors_visible[: 2 * max(PERIODS), : 2 * max(PERIODS)] if pattern is None else pattern)
+    letters = raw.color_desc.decode("ascii", errors="replace")
+    return "".join(dict.fromkeys(letters[index] for index in indices))
 
 
 def _unpack(path: str) -> tuple[NDArray[np.uint16], dict[str, Any]]:

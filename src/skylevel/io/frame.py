@@ -18,10 +18,14 @@ from typing import Any
 import xarray as xr
 from xarray.backends import BackendEntrypoint
 
-from skylevel.errors import SettingsError, UnreadableFrameError, UnsupportedFrameError
-from skylevel.io.blocks import FITS_MAGIC, read_start
+from skylevel.errors import SettingsError, SkylevelError, UnreadableFrameError, UnsupportedFrameError
 from skylevel.io.camera import open_raw, peek_raw
+from skylevel.io.fits import FITS_MAGIC, read_start
 from skylevel.io.jwst import open_exposure, peek_exposure
+from skylevel.io.remote import is_remote, local_input, local_start
+
+# The image's header stands within so much of most files.
+_HEADER_BYTES = 1 << 20
 
 FITS_SUFFIXES = (".fits", ".fit", ".fts", ".fits.gz", ".fit.gz", ".fts.gz")
 
@@ -75,17 +79,29 @@ def open_frame(path: str | os.PathLike[str], *, zero_point: float | None = None)
 
 
 def peek_frame(path: str | os.PathLike[str]) -> tuple[tuple[int, int], dict[str, Any]]:
-    """Shape (y, x) of a frame, and the attributes that say of what kind it is (`detector` and `filter`, or `camera`).
+    """Return the shape (y, x) of a frame, and what its header alone tells: `kind`, and some of a frame's attributes.
 
     Raises
     ------
     UnreadableFrameError, UnsupportedFrameError
         As `open_frame`, as far as the header shows.
     """
+    if is_remote(os.fspath(path)):
+        return _peek_remote(os.fspath(path))
     source = Path(path)
-    if read_start(source) != FITS_MAGIC:
-        return peek_raw(source)
-    return peek_exposure(source)
+    is_fits = read_start(source) == FITS_MAGIC
+    shape, attributes = (peek_exposure if is_fits else peek_raw)(source)
+    return shape, {"kind": "jwst" if is_fits else "camera"} | attributes
+
+
+def _peek_remote(url: str) -> tuple[tuple[int, int], dict[str, Any]]:
+    """Peek at a frame of which the start is fetched; all of it where that does not tell."""
+    try:
+        with local_start(url, _HEADER_BYTES) as path:
+            return peek_frame(path)
+    except SkylevelError:
+        with local_input(url) as path:
+            return peek_frame(path)
 
 
 def _open(path: Path, zero_point: float | None) -> xr.Dataset:

@@ -38,7 +38,7 @@ from xarray.core import indexing
 
 from skylevel.errors import SettingsError, ShapeError, UnreadableFrameError, UnsupportedFrameError
 from skylevel.io.atomic import replacing
-from skylevel.io.blocks import (
+from skylevel.io.fits import (
     Card,
     Hdu,
     Image,
@@ -78,6 +78,8 @@ PHOTOMETRY_CARDS: Mapping[str, tuple[type, tuple[str, ...]]] = {
     "pixel_area_sr": (float, ("PIXAR_SR",)),
     "pixel_area_arcsec2": (float, ("PIXAR_A2",)),
 }
+
+_LONG_NAMES = {"sci": "science image", "err": "uncertainty", "dq": "data quality flags"}
 
 
 class FitsPlane(BackendArray):
@@ -154,11 +156,14 @@ def open_exposure(path: str | Path, zero_point: float | None = None) -> xr.Datas
     attrs = _attributes(hdus, extension) | {"kind": "jwst", "path": source}
     if zero_point is not None:
         attrs["zero_point_correction"] = _zero_point_correction(attrs, zero_point)
-    return xr.Dataset(_planes(hdus, extension, source), attrs=attrs)
+    planes = _planes(hdus, extension, source)
+    for name, plane in planes.items():
+        plane.attrs = {"units": attrs["unit"] if name != "dq" else "", "long_name": _LONG_NAMES[name]}
+    return xr.Dataset(planes, attrs=attrs)
 
 
 def peek_exposure(path: str | Path) -> tuple[tuple[int, int], dict[str, Any]]:
-    """Shape (y, x), and the detector and filter where there are any, of an exposure.
+    """Return the shape (y, x) of an exposure, and what its headers say of the observation, as `open_exposure` has it.
 
     Raises
     ------
@@ -169,8 +174,9 @@ def peek_exposure(path: str | Path) -> tuple[tuple[int, int], dict[str, Any]]:
     hdus = read_hdus(source)
     image = hdus[_image_index(hdus, source)]
     _require_one_plane(image.shape, source)
-    wanted = {name: OBSERVATION_CARDS[name] for name in ("detector", "filter")}
-    return (image.shape[-2], image.shape[-1]), _cards(wanted, [hdus[0].header, image.header])
+    facts = _cards(OBSERVATION_CARDS, [hdus[0].header, image.header])
+    facts["dtype"] = "float64" if image.bits == -64 else "float32"
+    return (image.shape[-2], image.shape[-1]), facts
 
 
 def _image_index(hdus: Sequence[Hdu], path: str) -> int:

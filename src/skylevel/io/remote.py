@@ -1,5 +1,6 @@
 """Files by path or URL: a remote input is fetched while it is read, a remote output is sent once it is whole."""
 
+import os
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -52,6 +53,26 @@ def local_input(url: str) -> Iterator[Path]:
             yield path
         except SkylevelError as error:
             raise type(error)(str(error).replace(str(path), url)) from error
+
+
+@contextmanager
+def local_start(url: str, n_bytes: int) -> Iterator[Path]:
+    """A path at which the start of a remote input can be read; zeros stand for the rest of it.
+
+    Raises
+    ------
+    UnreadableFrameError
+        The URL cannot be fetched.
+    """
+    with tempfile.TemporaryDirectory(prefix="skylevel-") as folder:
+        path = Path(folder, url.rsplit("/", 1)[-1])
+        try:
+            files, remote = file_system(url)
+            path.write_bytes(files.cat_file(remote, start=0, end=n_bytes))
+            os.truncate(path, int(files.size(remote) or path.stat().st_size))
+        except (OSError, ValueError) as error:
+            raise UnreadableFrameError(f"{url}: cannot be fetched: {error}") from error
+        yield path
 
 
 @contextmanager

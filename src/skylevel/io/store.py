@@ -1,45 +1,61 @@
-"""The program store: what was measured of each exposure, in Zarr v3.
+"""The program store: a whole program as arrays, in one Zarr v3 hierarchy that any client opens.
 
 ::
 
     program.zarr/
-      plan.json                   the driver's index: every exposure, its recipe and its outputs
-      failed/<name>.json          why an exposure failed, until it succeeds
-      exported/<name>.json        which outputs its FITS files are, written after them
-      exposures/<name>/           one group an exposure, written by one task alone
-        source_mask, background, background_rms, row_level
-        attributes: key, recipe, settings, source, facts, metrics, and last of all complete
+      zarr.json                       with the metadata of all that is below
+      <detector>/<filter>/<shape>/    or <camera>/<shape>: a node for what can be stacked
+        exposure, date_obs, ...       names and header facts, a value an exposure
+        source_mask  (exposure, y, x)
+        row_level    (exposure, y)    one chunk an exposure, of a large frame several, each with its checksum
+        ...
+        record       (exposure)       the commit record, text, one chunk an exposure, written last
+        groups/<id>                   what exposures know together
+      plan.json                       the driver's index: every exposure, its recipe, outputs and place
+      failed/<name>.json              why an exposure failed, until it succeeds
 
-A group without ``complete`` is not there. On a local file system a group is written aside and renamed, so that it is
-there whole or not at all; elsewhere the attribute is written last.
+An exposure's place along `exposure` is the plan's; its task alone writes there. Without its record, or where a stored
+chunk is not the one that the record tells of, an exposure is not measured. Measuring anew removes the record first.
+The driver alone makes and grows arrays, one process at a time. The file is format 2; format 1 had a group an exposure.
 """
 
+import functools
+import itertools
 import json
-import shutil
-from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
-from contextlib import suppress
+import re
+import warnings
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
-import dask
 import numpy as np
 import xarray as xr
 import zarr
 from fsspec.implementations.local import LocalFileSystem
-from zarr.codecs import BloscCodec
 
 from skylevel.errors import StoreError
-from skylevel.io.atomic import aside, remove_asides, replacing
+from skylevel.io.atomic import remove_asides, replacing
+from skylevel.io.lock import locked
+from skylevel.io.names import safe_name
+from skylevel.io.nodes import (
+    COMPRESSORS,
+    RECORD,
+    RECORD_SPEC,
+    Array,
+    Chunks,
+    Layout,
+    Place,
+    grow,
+    node_arrays,
+    write_chunk,
+    write_coordinate,
+    write_facts,
+)
+from skylevel.io.records import CHECKSUM_BYTES, FORMAT, decode_record, encode_record, plain, small_variable
 from skylevel.io.remote import file_system
 
-# Part of every key: a store of another format is measured anew.
-FORMAT = 1
-
-# Values of an array that is kept as an attribute.
-_SMALL = 16
-
-# Eight times smaller for a mask, at the price of a copy; floats hardly compress.
-_CODEC = BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle")
+_NO_PLACE = "not placed: its header could not be read when the run was planned"
 
 
 class ProgramStore:
@@ -63,221 +79,380 @@ class ProgramStore:
         except (ValueError, ImportError) as error:
             raise StoreError(f"{self.url}: {error}") from error
 
-    def write_estimate(
-        self,
-        name: str,
-        estimate: xr.Dataset,
-        attributes: Mapping[str, Any],
-        *,
-        compute: Callable[[Any], Any] = dask.compute,
-    ) -> None:
-        """Store what was measured of an exposure, replacing what stood there.
+    # ---- shapes: the driver, one at a time
+
+    def locked(self) -> AbstractContextManager[None]:
+        """Keep other processes from changing what the store holds of plan and shapes."""
+        self._files.makedirs(self._root, exist_ok=True)
+        return locked(f"{self.url}/lock")
+
+    def prepare(self, layouts: Mapping[str, Layout], names: Mapping[str, Sequence[str]]) -> None:
+        """Make room for exposures: create and grow the nodes' arrays, free places that nobody has any more.
 
         Parameters
         ----------
-        name : str
-            The exposure's.
-        estimate : Dataset
-            In memory; or chunked, when each chunk is stored as it is.
-        attributes : mapping
-            Plain values; NaN and infinity are stored as null.
-        compute : callable
-            Writes the chunks of a chunked estimate, given the delayed writing.
+        layouts : mapping of str to Layout
+            By node; those that exist already may be absent.
+        names : mapping of str to sequence of str
+            For each node, the exposure at each place; empty text where there is none. Other nodes are removed.
         """
-        # An array costs files and milliseconds, and Zarr v3 has no settled form for text: small things are attributes.
-        small = {str(key): var for key, var in estimate.variables.items() if _is_small(key, var, estimate)}
-        dataset = estimate.drop_vars(small)
-        chunks = [f"{array}/c{key}" for array, variable in dataset.items() for key in _chunk_keys(variable)]
-        kept = {key: [variable.dims, variable.values, str(variable.dtype)] for key, variable in small.items()}
-        own = {"small": kept, "coordinates": list(estimate.coords), "chunks": chunks}
-        dataset = dataset.assign_attrs(_plain({**attributes, **own}))
-        if not isinstance(self._files, LocalFileSystem):
-            _write_group(dataset, self._group_url(name), compute)
-            zarr.open_group(self._group_url(name), mode="r+").attrs["complete"] = True
-            return
-        final = Path(self._root, "exposures", name)
-        new = aside(final)
-        try:
-            _write_group(dataset.assign_attrs(complete=True), str(new), compute)
-            _replace_folder(new, final)
-        finally:
-            shutil.rmtree(new, ignore_errors=True)
+        self._remove_other_format()
+        for path in self.nodes():
+            if path not in names:
+                self._files.rm(f"{self._root}/{path}", recursive=True)
+        self._group("")
+        for path, held in names.items():
+            for parent in itertools.accumulate(path.split("/")[:-1], "{}/{}".format):
+                self._group(parent)
+            node = self._group(path)
+            layout = layouts.get(path, Layout((), {}, {}))
+            for name, spec in ({**layout.arrays, RECORD: RECORD_SPEC}).items():
+                self._drop_damaged(path, name)
+                grow(node, name, spec, len(held))
+            for name, variable in layout.coordinates.items():
+                self._drop_damaged(path, name)
+                write_coordinate(node, str(name), variable)
+            self._drop_damaged(path, "exposure")
+            self._free(path, [index for index, name in enumerate(held) if not name])
+            write_facts(node, {"exposure": list(held)}, {"exposure": {"long_name": "exposure"}})
+        self._consolidate()
+        node_arrays.cache_clear()
 
-    def read_estimate(self, name: str) -> xr.Dataset:
-        """What was measured of an exposure, lazily; its attributes are what `write_estimate` was given.
+    def has_room(self, layouts: Mapping[str, Layout], counts: Mapping[str, int]) -> bool:
+        """Return whether the nodes' arrays are there, sound, and large enough for so many exposures."""
+        node_arrays.cache_clear()
+        try:
+            if set(self.nodes()) != set(counts):
+                return False
+            for path, layout in layouts.items():
+                arrays = node_arrays(self.url, path)
+                for name, spec in ({**layout.arrays, RECORD: RECORD_SPEC}).items():
+                    if arrays[name].shape[1:] != tuple(spec.shape) or arrays[name].shape[0] < counts[path]:
+                        return False
+        except (OSError, KeyError, ValueError, TypeError):
+            return False
+        return True
+
+    def _group(self, path: str) -> zarr.Group:
+        """Return a group of the hierarchy, made where it is not there, and anew where its metadata are damaged."""
+        url = f"{self.url}/{path}".rstrip("/")
+        try:
+            return zarr.open_group(url, mode="a", zarr_format=3, use_consolidated=False)
+        except (ValueError, TypeError, KeyError, AttributeError):
+            self._files.rm_file(f"{self._root}/{path}".rstrip("/") + "/zarr.json")
+            return zarr.open_group(url, mode="a", zarr_format=3, use_consolidated=False)
+
+    def _drop_damaged(self, path: str, name: str) -> None:
+        """Remove an array whose metadata are damaged or gone, with what stands below."""
+        folder = f"{self._root}/{path}/{name}"
+        if not self._files.exists(folder):
+            return
+        try:
+            zarr.open_array(f"{self.url}/{path}/{name}", mode="r", zarr_format=3)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            self._files.rm(folder, recursive=True)
+
+    def describe(self, path: str, facts: Mapping[str, Sequence[Any]], attrs: Mapping[str, Mapping[str, Any]]) -> None:
+        """Write facts of a node's exposures, a value an exposure, and attributes of its arrays."""
+        node = zarr.open_group(f"{self.url}/{path}", mode="r+")
+        write_facts(node, facts, attrs)
+        for name in attrs.keys() - facts.keys():
+            if name in node and dict(node[name].attrs) != {**node[name].attrs, **attrs[name]}:
+                node[name].attrs.update(attrs[name])
+
+    def finish(self) -> None:
+        """Gather the metadata of all nodes at the root, where clients look first."""
+        self._consolidate()
+
+    def nodes(self) -> list[str]:
+        """Return the paths of the nodes that hold exposures."""
+        found = self._files.glob(f"{self._root}/**/{RECORD}/zarr.json")
+        return sorted(str(path).removeprefix(self._root).strip("/").rsplit("/", 2)[0] for path in found)
+
+    def _free(self, path: str, indices: Collection[int]) -> None:
+        """Remove what stands in places that nobody has any more."""
+        chunks = self._chunks(path) if indices else {}
+        for name, found in chunks.items():
+            for index in indices:
+                for key in found.get(index, ()):
+                    self._files.rm_file(f"{self._root}/{path}/{name}/{key}")
+
+    def _remove_other_format(self) -> None:
+        """Remove the groups of format 1: nothing reads them any more."""
+        for folder in ("exposures", "exported"):
+            if self._files.isdir(f"{self._root}/{folder}"):
+                self._files.rm(f"{self._root}/{folder}", recursive=True)
+
+    def _consolidate(self) -> None:
+        with warnings.catch_warnings():
+            # That other formats' clients may not know it, and that the plan is no array.
+            warnings.simplefilter("ignore")
+            zarr.consolidate_metadata(self.url)
+
+    # ---- exposures: each by its own task
+
+    def write_arrays(
+        self, place: Place, estimate: xr.Dataset, write: Callable[[list[Chunks]], None]
+    ) -> dict[str, list[str]]:
+        """Store the arrays that were measured of an exposure; until its record follows, it is not measured.
+
+        Parameters
+        ----------
+        place : Place
+        estimate : Dataset
+            Variables for which the node has no arrays are left out: they are small, and part of the record.
+        write : callable
+            Called with the arrays to store; comes back when all is written.
+
+        Returns
+        -------
+        dict of list of str
+            The checksums of each array's chunks, for the record.
 
         Raises
         ------
         StoreError
-            It is not there, or not complete.
+            The estimate is not of the form for which there is room.
         """
-        if self.read_attributes(name) is None:
-            raise StoreError(f"{self.url}: holds no complete measurement of {name}; run the program again")
-        estimate = xr.open_zarr(self._group_url(name), consolidated=False, chunks=None)
-        small = {
-            key: (dims, np.asarray(values, dtype)) for key, (dims, values, dtype) in estimate.attrs["small"].items()
-        }
-        return estimate.assign(small).set_coords(estimate.attrs["coordinates"])
+        arrays = self._arrays(place)
+        chunks = []
+        for name, variable in estimate.items():
+            if name not in arrays:
+                continue
+            if variable.shape != arrays[str(name)].shape[1:]:
+                raise StoreError(
+                    f"{self.url}: {name} has shape {variable.shape}, and room for {arrays[str(name)].shape[1:]}: "
+                    "the exposure changed since the run was planned; run it again"
+                )
+            sizes = arrays[str(name)].chunks[1:]
+            chunks.append(Chunks(variable.data, sizes, functools.partial(write_chunk, self.url, place, str(name))))
+        self._remove_record(place)
+        write(chunks)
+        return {name: self._checksums(place, name, arrays[name]) for name in map(str, estimate) if name in arrays}
 
-    def read_attributes(self, name: str) -> dict[str, Any] | None:
-        """The attributes of an exposure's group; None where it is not there or not complete."""
+    def write_record(self, place: Place, record: Mapping[str, Any]) -> dict[str, Any]:
+        """Write the commit record of an exposure, in one step; returns it as plain values."""
+        kept: dict[str, Any] = plain({**record, "format": FORMAT})
+        self._write(f"{place.node}/{RECORD}/{place.index}", encode_record(kept))
+        return kept
+
+    def read_records(self, places: Iterable[Place]) -> dict[Place, dict[str, Any]]:
+        """Return the commit records that there are and that are sound, by place."""
+        paths = {place: f"{self._root}/{place.node}/{RECORD}/{place.index}" for place in places}
+        chunks = self._read_all(paths.values())
+        records = {place: decode_record(chunks[path]) for place, path in paths.items() if path in chunks}
+        return {place: record for place, record in records.items() if record is not None}
+
+    def read_estimate(
+        self, place: Place | None, record: Mapping[str, Any] | None, *, chunked: bool = False
+    ) -> xr.Dataset:
+        """Return what was measured of an exposure, lazily.
+
+        Parameters
+        ----------
+        place : Place or None
+        record : mapping or None
+            Its commit record.
+        chunked : bool
+            As Dask arrays, in the chunks in which it is stored.
+
+        Raises
+        ------
+        StoreError
+            It is not there, or is not what the record tells of.
+        """
+        if place is None or record is None:
+            raise StoreError(f"{self.url}: holds no complete measurement of it; run the program again")
         try:
-            text = self._files.cat_file(f"{self._root}/exposures/{name}/zarr.json")
-            attributes = json.loads(text)["attributes"]
-        except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
-            return None
-        return attributes if attributes.get("complete") and self._has_chunks(name, attributes) else None
+            arrays = self._arrays(place)
+            stored = {name: self._checksums(place, name, arrays[name]) for name in record["checksums"]}
+            if stored != record["checksums"]:
+                raise ValueError("a chunk is not the one that was written")
+            small = {name: small_variable(*kept) for name, kept in record["small"].items()}
+            return self.open_arrays(place, stored, chunked=chunked).assign(small)
+        except (OSError, KeyError, ValueError, TypeError) as error:
+            raise StoreError(f"{self.url}: what it holds at {place.node} {place.index} is damaged: {error}") from error
 
-    def _has_chunks(self, name: str, attributes: Mapping[str, Any]) -> bool:
-        """Whether no pixels were lost, which Zarr would read as its fill value without a word."""
-        group = f"{self._root}/exposures/{name}"
-        chunks = [f"{group}/{chunk}" for chunk in attributes.get("chunks", [])]
-        if isinstance(self._files, LocalFileSystem):
-            return all(Path(chunk).is_file() for chunk in chunks)
-        # One request for all of them.
-        return set(chunks) <= set(self._files.find(group))
+    def open_arrays(self, place: Place, names: Iterable[str], *, chunked: bool = False) -> xr.Dataset:
+        """Return some stored arrays of an exposure, lazily, whatever its record says."""
+        node = xr.open_zarr(f"{self.url}/{place.node}", consolidated=False, chunks={} if chunked else None)
+        shared = [name for name in node.coords if "exposure" not in node[name].dims]
+        kept = node[[*names, *shared]].isel(exposure=place.index)
+        return kept.drop_vars("exposure", errors="ignore").drop_encoding().drop_attrs(deep=False)
 
-    def names(self) -> list[str]:
-        """The exposures that are there, complete or not, sorted."""
-        folder = f"{self._root}/exposures"
+    def open_node(self, path: str) -> xr.Dataset:
+        """Return all arrays of a node, along `exposure`, lazily."""
+        return xr.open_zarr(f"{self.url}/{path}", consolidated=False, chunks=None)
+
+    def load(self, estimate: xr.Dataset) -> xr.Dataset:
+        """Read all of an estimate; every chunk's checksum is looked at.
+
+        Raises
+        ------
+        StoreError
+            Some chunk is damaged.
+        """
+        try:
+            return estimate.load()
+        except (OSError, ValueError, RuntimeError) as error:
+            raise StoreError(f"{self.url}: a stored chunk is damaged: {' '.join(str(error).split())}") from error
+
+    def lost(self, records: Mapping[Place, Mapping[str, Any]]) -> set[Place]:
+        """Return the places of which some chunk is not there: one listing an array, whatever the program's size."""
+        chunks = {node: self._chunks(node) for node in {place.node for place in records}}
+        return {place for place, record in records.items() if _is_lost(place, record, chunks[place.node])}
+
+    def remove_leftovers(self, places: Iterable[Place], names: Collection[str]) -> None:
+        """Remove what workers that were killed left in these places; nothing may be writing them."""
+        if not isinstance(self._files, LocalFileSystem):
+            return
+        by_node: dict[str, set[int]] = {}
+        for place in places:
+            by_node.setdefault(place.node, set()).add(place.index)
+        for node, indices in by_node.items():
+            remove_asides(Path(self._root, node, RECORD), {str(index) for index in indices})
+            for path in Path(self._root, node).glob("*/*.partial"):
+                if path.name.partition(".")[0] in {str(index) for index in indices}:
+                    path.unlink(missing_ok=True)
+        remove_asides(Path(self._root, "failed"), {f"{safe_name(name)}.json" for name in names})
+
+    def _arrays(self, place: Place) -> dict[str, Array]:
+        if not self._files.exists(f"{self._root}/{place.node}/{RECORD}/zarr.json"):
+            raise StoreError(f"{self.url}: {_NO_PLACE}")
+        arrays = node_arrays(self.url, place.node)
+        if place.index >= arrays[RECORD].shape[0]:
+            # It grew since.
+            node_arrays.cache_clear()
+            arrays = node_arrays(self.url, place.node)
+        return arrays
+
+    def _checksums(self, place: Place, name: str, array: Array) -> list[str]:
+        """Return what stands at the end of each stored chunk of an exposure's array, its checksum, as hexadecimals."""
+        folder = f"{self._root}/{place.node}/{name}"
+        keys = (".".join(map(str, (place.index, *index))) for index in np.ndindex(array.cdata_shape[1:]))
+        return [self._files.cat_file(f"{folder}/{key}", start=-CHECKSUM_BYTES).hex() for key in keys]
+
+    def _chunks(self, path: str) -> dict[str, dict[int, list[str]]]:
+        """Return the keys of the chunks that a node's arrays have, by array and index."""
+        found: dict[str, dict[int, list[str]]] = {}
+        for folder in self._listed(path):
+            keys: dict[int, list[str]] = {}
+            for key in self._listed(f"{path}/{folder}"):
+                if re.fullmatch(r"\d+(\.\d+)*", key):
+                    keys.setdefault(int(key.partition(".")[0]), []).append(key)
+            found[folder] = keys
+        return found
+
+    def _listed(self, path: str) -> list[str]:
+        folder = f"{self._root}/{path}"
         if not self._files.isdir(folder):
             return []
-        found = (str(path).rstrip("/").rsplit("/", 1)[-1] for path in self._files.ls(folder, detail=False))
-        return sorted(name for name in found if not name.startswith("."))
+        return [str(found).rstrip("/").rsplit("/", 1)[-1] for found in self._files.ls(folder, detail=False)]
 
-    def remove_leftovers(self, names: Collection[str]) -> None:
-        """Remove what workers that were killed left of these exposures; nothing may be writing them."""
-        if isinstance(self._files, LocalFileSystem):
-            remove_asides(Path(self._root, "exposures"), names)
-            for folder in ("failed", "exported"):
-                remove_asides(Path(self._root, folder), {f"{name}.json" for name in names})
+    def _remove_record(self, place: Place) -> None:
+        with suppress(FileNotFoundError):
+            self._files.rm_file(f"{self._root}/{place.node}/{RECORD}/{place.index}")
+
+    # ---- groups
+
+    def write_group(self, node: str, group: str, result: xr.Dataset, key: str) -> None:
+        """Store what a group of a node's exposures knows together, under the key of its members."""
+        url = f"{self.url}/{node}/groups/{safe_name(group)}"
+        encoding = {name: {"compressors": COMPRESSORS} for name, v in result.items() if v.ndim}
+        result.drop_attrs(deep=False).to_zarr(
+            url, mode="w", consolidated=False, zarr_format=3, encoding=encoding, write_empty_chunks=True
+        )
+        zarr.open_group(url, mode="r+").attrs["key"] = key
+
+    def read_group(self, node: str, group: str) -> tuple[str, xr.Dataset] | None:
+        """Return the key of a group's members and what they know together; None where it is not there or damaged."""
+        url = f"{self.url}/{node}/groups/{safe_name(group)}"
+        try:
+            result = xr.open_zarr(url, consolidated=False, chunks=None).load()
+        except (OSError, KeyError, ValueError, RuntimeError):
+            return None
+        key = result.attrs.pop("key", None)
+        return (key, result) if isinstance(key, str) else None
+
+    # ---- plan and failures
 
     def write_plan(self, plan: Mapping[str, Any]) -> None:
         """Write the driver's index."""
-        self._write_json("plan.json", plan)
+        self._write("plan.json", json.dumps(plain(plan), indent=1).encode())
 
     def has_plan(self) -> bool:
-        """Whether a program was run into this folder before."""
+        """Return whether a program was run into this folder before."""
         return bool(self._files.exists(f"{self._root}/plan.json"))
 
     def read_plan(self) -> dict[str, Any]:
-        """The driver's index.
+        """Return the driver's index.
 
         Raises
         ------
         StoreError
-            There is none: no program was run into this folder.
+            There is none, it is damaged, or it is of another format.
         """
-        plan = self._read_json("plan.json")
-        if plan is None:
-            raise StoreError(f"{self.url}: no program was run into this folder")
+        try:
+            plan = json.loads(self._files.cat_file(f"{self._root}/plan.json"))
+        except FileNotFoundError as error:
+            raise StoreError(f"{self.url}: no program was run into this folder") from error
+        except (ValueError, RecursionError) as error:
+            raise StoreError(f"{self.url}: its plan.json is damaged: {error}; run the program again") from error
+        if not isinstance(plan, dict):
+            raise StoreError(f"{self.url}: its plan.json is damaged: it holds no object; run the program again")
         if plan.get("format") != FORMAT:
-            raise StoreError(f"{self.url}: of format {plan.get('format')}, written by another version of skylevel")
+            raise StoreError(
+                f"{self.url}: of format {plan.get('format')}, written by another version of skylevel; "
+                f"run the program again: it is measured anew in format {FORMAT}"
+            )
         return plan
 
     def write_failure(self, name: str, reason: str) -> None:
         """Remember why an exposure failed."""
-        self._write_json(f"failed/{name}.json", {"reason": reason})
+        text = json.dumps({"name": name, "reason": reason}, indent=1)
+        self._write(f"failed/{safe_name(name)}.json", text.encode())
 
     def forget_failure(self, name: str) -> None:
         """Forget that an exposure failed; it need not have."""
-        path = f"{self._root}/failed/{name}.json"
-        if self._files.exists(path):
-            self._files.rm_file(path)
+        with suppress(FileNotFoundError):
+            self._files.rm_file(f"{self._root}/failed/{safe_name(name)}.json")
 
     def failures(self) -> dict[str, str]:
-        """Why each failed exposure failed, by name."""
-        return self._read_all("failed", "reason")
+        """Return why each failed exposure failed, by name; a damaged note says nothing."""
+        files = (f"{self._root}/failed/{file}" for file in sorted(self._listed("failed")) if file.endswith(".json"))
+        reasons: dict[str, str] = {}
+        for text in self._read_all(files).values():
+            with suppress(ValueError, KeyError, TypeError, RecursionError):
+                note = json.loads(text)
+                reasons[str(note["name"])] = str(note["reason"])
+        return reasons
 
-    def write_export(self, name: str, key: str, metrics: Mapping[str, Any]) -> None:
-        """Remember under which key an exposure's outputs were written, and what it took."""
-        self._write_json(f"exported/{name}.json", {"key": key, "metrics": metrics})
+    # ---- files
 
-    def export_keys(self) -> dict[str, str]:
-        """The key under which each exposure's outputs were written, by name."""
-        return self._read_all("exported", "key")
-
-    def _read_all(self, folder: str, field: str) -> dict[str, str]:
-        """One field of every record in a folder, by name; a damaged record says nothing."""
-        path = f"{self._root}/{folder}"
-        found = self._files.ls(path, detail=False) if self._files.isdir(path) else []
-        files = sorted(str(p).rsplit("/", 1)[-1] for p in found if str(p).endswith(".json"))
-        values: dict[str, str] = {}
-        for file in files:
-            with suppress(ValueError, KeyError, TypeError):
-                values[file.removesuffix(".json")] = self._read_json(f"{folder}/{file}")[field]  # type: ignore[index]
-        return values
-
-    def _group_url(self, name: str) -> str:
-        return f"{self.url}/exposures/{name}"
-
-    def _write_json(self, path: str, value: Mapping[str, Any]) -> None:
-        text = json.dumps(_plain(value), indent=1).encode()
+    def _write(self, path: str, content: bytes) -> None:
         target = f"{self._root}/{path}"
-        self._files.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
         if not isinstance(self._files, LocalFileSystem):
-            self._files.pipe_file(target, text)
+            self._files.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
+            self._files.pipe_file(target, content)
             return
+        Path(target).parent.mkdir(parents=True, exist_ok=True)
         with replacing(Path(target)) as new:
-            new.write_bytes(text)
+            new.write_bytes(content)
 
-    def _read_json(self, path: str) -> dict[str, Any] | None:
-        try:
-            value: dict[str, Any] = json.loads(self._files.cat_file(f"{self._root}/{path}"))
-        except FileNotFoundError:
-            return None
-        return value
+    def _read_all(self, paths: Iterable[str]) -> dict[str, bytes]:
+        """Return the contents of the files that there are."""
+        if not isinstance(self._files, LocalFileSystem):
+            wanted = list(paths)
+            return self._files.cat(wanted, recursive=False, on_error="omit") if wanted else {}
+        contents: dict[str, bytes] = {}
+        for path in paths:
+            with suppress(OSError):
+                contents[path] = Path(path).read_bytes()
+        return contents
 
 
-def _write_group(dataset: xr.Dataset, url: str, compute: Callable[[Any], Any]) -> None:
-    """Write each array, or each chunk of a chunked one, as one chunk: it has one writer."""
-    encoding = {
-        name: {"compressors": _CODEC, "chunks": _stored_chunks(variable)}
-        for name, variable in dataset.items()
-        if variable.ndim
-    }
-    # Arrays in memory are written here and now; what is delayed is the chunks of the others.
-    # Without empty chunks, one that holds nothing but the fill value would look like one that was lost.
-    writing = dataset.to_zarr(
-        url, mode="w", consolidated=False, zarr_format=3, encoding=encoding, compute=False, write_empty_chunks=True
+def _is_lost(place: Place, record: Mapping[str, Any], chunks: Mapping[str, Mapping[int, list[str]]]) -> bool:
+    return any(
+        len(chunks.get(name, {}).get(place.index, ())) != len(checksums)
+        for name, checksums in record["checksums"].items()
     )
-    if any(variable.chunks for variable in dataset.values()):
-        compute(writing)
-
-
-def _is_small(name: Hashable, variable: xr.Variable, dataset: xr.Dataset) -> bool:
-    return name in dataset.coords or (variable.ndim < 2 and variable.size <= _SMALL and not variable.chunks)
-
-
-def _stored_chunks(variable: xr.DataArray) -> tuple[int, ...]:
-    return tuple(sizes[0] for sizes in variable.chunks) if variable.chunks else variable.shape
-
-
-def _chunk_keys(variable: xr.DataArray) -> Iterator[str]:
-    """Zarr's names of an array's stored chunks: an index for each dimension."""
-    counts = [len(sizes) for sizes in variable.chunks] if variable.chunks else [1] * variable.ndim
-    return ("".join(f"/{i}" for i in index) for index in np.ndindex(*counts))
-
-
-def _replace_folder(source: Path, target: Path) -> None:
-    """Rename a folder over another. Between the two renamings neither is there, which reads as not measured."""
-    old = aside(target)
-    if target.exists():
-        target.rename(old)
-    source.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _plain(value: Any) -> Any:
-    """The value as JSON knows it: NumPy scalars become Python's, and what is not finite becomes null."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(inner) for key, inner in value.items()}
-    if isinstance(value, np.ndarray):
-        return _plain(value.tolist())
-    if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
-    if isinstance(value, np.generic):
-        return _plain(value.item())
-    if isinstance(value, float) and not np.isfinite(value):
-        return None
-    return value

@@ -38,6 +38,24 @@ _IDW_NEIGHBOURS = 10
 _IDW_LEAF_SIZE = 10
 
 
+class Clipping(NamedTuple):
+    """How a box is clipped and measured.
+
+    Attributes
+    ----------
+    sigma : float
+        Clipping distance from the median, in standard deviations.
+    max_rounds : int
+        Clipping stops after this many rounds, or when one clips nothing.
+    estimator : {"mode", "median", "mean"}
+        What a box's level is; "mode" is 3 median - 2 mean.
+    """
+
+    sigma: float
+    max_rounds: int
+    estimator: str
+
+
 class BoxStatistics(NamedTuple):
     """Clipped statistics of every box, each an array (mesh_y, mesh_x)."""
 
@@ -63,11 +81,9 @@ def box_statistics(
     image: NDArray[np.floating],
     *,
     box_size: tuple[int, int],
-    sigma_clip: float,
-    max_rounds: int,
-    estimator: str,
+    clipping: Clipping,
 ) -> BoxStatistics:
-    """Level and scatter of each box after sigma clipping.
+    """Return the level and scatter of each box after sigma clipping.
 
     Parameters
     ----------
@@ -75,12 +91,7 @@ def box_statistics(
         Boxes start at its first pixel; those at the far edges may be partial. NaN and infinite pixels are left out.
     box_size : tuple of int
         Sides (y, x) of a box in pixels.
-    sigma_clip : float
-        Clipping distance from the median, in standard deviations.
-    max_rounds : int
-        Clipping stops after this many rounds, or when one clips nothing.
-    estimator : {"mode", "median", "mean"}
-        What a box's level is; "mode" is 3 median - 2 mean.
+    clipping : Clipping
 
     Returns
     -------
@@ -97,12 +108,7 @@ def box_statistics(
     whole = image.shape[0] // box_size[0]
     edges = [*range(0, whole, per_batch), whole, n_y]
     parts = [
-        clipped_statistics(
-            gather_boxes(image[start * box_size[0] : stop * box_size[0]], box_size),
-            sigma_clip=sigma_clip,
-            max_rounds=max_rounds,
-            estimator=estimator,
-        )
+        clipped_statistics(gather_boxes(image[start * box_size[0] : stop * box_size[0]], box_size), clipping)
         for start, stop in pairwise(edges)
         if stop > start
     ]
@@ -127,16 +133,15 @@ def gather_boxes(strip: NDArray[np.floating], box_size: tuple[int, int]) -> NDAr
 
 
 def clipped_statistics(
-    values: NDArray[np.number], *, sigma_clip: float, max_rounds: int, estimator: str, first: Int | None = None
+    values: NDArray[np.number], clipping: Clipping, *, first: Int | None = None
 ) -> BoxStatistics:
-    """Level, scatter and count of each row of `values` after sigma clipping.
+    """Return level, scatter and count of each row of `values` after sigma clipping.
 
     Parameters
     ----------
     values : ndarray (box, pixel)
         Sorted in place. NaN do not count.
-    sigma_clip, max_rounds, estimator
-        As in `box_statistics`.
+    clipping : Clipping
     first : ndarray (box,) int, optional
         How many of the smallest values of each box do not count.
 
@@ -158,25 +163,27 @@ def clipped_statistics(
     centred = values.astype(np.float64)
     centred -= np.nan_to_num(pivot)[:, None]
     moments = _Moments(centred, lo, hi)
-    kept_lo, kept_hi = _clip(values, moments, sigma_clip, max_rounds, lo, hi)
+    kept_lo, kept_hi = _clip(values, moments, clipping, lo, hi)
     median = _median(values, kept_lo, kept_hi)
     mean, rms = moments.mean_and_std(np.arange(len(values)), kept_lo, kept_hi)
-    level = {"median": median, "mean": pivot + mean, "mode": 3 * median - 2 * (pivot + mean)}[estimator]
+    level = {"median": median, "mean": pivot + mean, "mode": 3 * median - 2 * (pivot + mean)}[
+        clipping.estimator
+    ]
     return BoxStatistics(level, rms, (kept_hi - kept_lo).astype(np.float64))
 
 
 def _clip(
-    values: NDArray[np.number], moments: "_Moments", sigma_clip: float, max_rounds: int, first: Int, last: Int
+    values: NDArray[np.number], moments: "_Moments", clipping: Clipping, first: Int, last: Int
 ) -> tuple[Int, Int]:
-    """The range of each sorted box, of that from `first` to `last`, which the last round's bounds keep."""
+    """Return the range of each sorted box, of that from `first` to `last`, which the last round's bounds keep."""
     lo, hi = first.copy(), last.copy()
     kept_lo, kept_hi = first.copy(), last.copy()
     rows = np.flatnonzero(last > first)
-    for _ in range(max_rounds):
+    for _ in range(clipping.max_rounds):
         if not rows.size:
             break
         median = _median(values, lo[rows], hi[rows], rows)
-        reach = sigma_clip * moments.mean_and_std(rows, lo[rows], hi[rows])[1]
+        reach = clipping.sigma * moments.mean_and_std(rows, lo[rows], hi[rows])[1]
         below, above = _kept_range(values, median - reach, median + reach, first[rows], last[rows], rows)
         kept_lo[rows], kept_hi[rows] = below, above
         below, above = np.maximum(below, lo[rows]), np.minimum(above, hi[rows])

@@ -1,8 +1,4 @@
-"""Colour-filter arrays: which pixels a channel owns, filling the gaps between them, and each channel's statistics.
-
-A pattern is an array (period_y, period_x) of colour letters that repeats over the mosaic from its first pixel:
-2x2 Bayer, 6x6 X-Trans or any other.
-"""
+"""The channels of a mosaic: the gaps between a colour's pixels filled, each channel's statistics and subtraction."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -12,6 +8,7 @@ from numpy.typing import NDArray
 
 from skylevel.kernels.mesh import (
     BoxStatistics,
+    Clipping,
     Float,
     Float32,
     Int,
@@ -19,11 +16,10 @@ from skylevel.kernels.mesh import (
     clipped_statistics,
     gather_boxes,
 )
+from skylevel.kernels.pattern import Bool, ColorPattern
 from skylevel.kernels.sources import gaussian_taps
 from skylevel.kernels.tile import Tile
 
-Bool = NDArray[np.bool_]
-Pattern = NDArray[np.str_]
 Phases = dict[tuple[int, int], NDArray[np.number]]
 # Sums along y, by column phase of the pattern.
 Lines = dict[int, Float]
@@ -40,15 +36,9 @@ _FILLED_WIDTH = 6000
 _STRIP_ROWS = 32
 
 
-def channel_names(pattern: Pattern) -> list[str]:
-    """The colour letters of a pattern: R, G and B first, then any other in alphabetical order."""
-    found = {str(letter) for letter in pattern.flat}
-    return [c for c in "RGB" if c in found] + sorted(found - set("RGB"))
-
-
-def halo_needed(stddev: float, pattern: Pattern) -> int:
-    """Pixels around a tile that filling its gaps looks at: half a kernel, in whole periods of the pattern."""
-    return _kernel_size(stddev) // 2 + max(pattern.shape)
+def halo_needed(stddev: float, pattern: ColorPattern) -> int:
+    """Return how many pixels around a tile filling looks at: half a kernel, in whole periods of the pattern."""
+    return _kernel_size(stddev) // 2 + max(pattern.period)
 
 
 def _kernel_size(stddev: float) -> int:
@@ -166,14 +156,14 @@ def _tap_sum(weights: Float, terms: list[Float]) -> Float:
     return total
 
 
-def fill_gaps(tile: Tile, pattern: Pattern, *, stddev: float) -> Iterator[tuple[str, Float]]:
+def fill_gaps(tile: Tile, pattern: ColorPattern, *, stddev: float) -> Iterator[tuple[str, Float]]:
     """Each channel at every pixel of a tile: its own pixels, and a Gaussian-weighted mean of them elsewhere.
 
     Parameters
     ----------
     tile : Tile
         Pixels with value 0 are gaps too.
-    pattern : ndarray (period_y, period_x) of str
+    pattern : ColorPattern
     stddev : float
         Of the Gaussian, in pixels.
 
@@ -194,20 +184,19 @@ def fill_gaps(tile: Tile, pattern: Pattern, *, stddev: float) -> Iterator[tuple[
     for channel, phases in _filled_phases(tile, pattern, stddev):
         result = np.empty(tile.core_pixels().shape)
         for (y, x), plane in phases.items():
-            result[y :: pattern.shape[0], x :: pattern.shape[1]] = plane
+            result[y :: pattern.period[0], x :: pattern.period[1]] = plane
         yield channel, result
 
 
-def _filled_phases(tile: Tile, pattern: Pattern, stddev: float) -> Iterator[tuple[str, Phases]]:
+def _filled_phases(tile: Tile, pattern: ColorPattern, stddev: float) -> Iterator[tuple[str, Phases]]:
     """`fill_gaps`, with each channel parted by phase of the pattern, counted from the tile's first pixel."""
     taps = gaussian_taps(stddev, _kernel_size(stddev))
-    period = (pattern.shape[0], pattern.shape[1])
-    window, holes = _surroundings(tile, period, len(taps) // 2)
-    weights = _EdgeWeights(tile, period, taps)
+    window, holes = _surroundings(tile, pattern.period, len(taps) // 2)
+    weights = _EdgeWeights(tile, pattern.period, taps)
     pixels = tile.core_pixels()
-    local = np.roll(pattern, [-(c.start % p) for c, p in zip(tile.core, period, strict=True)], (0, 1))
-    for channel in channel_names(pattern):
-        yield channel, _fill_channel(pixels, local == channel, taps, window, holes, weights)
+    local = pattern.seen_from(tile.core[0].start, tile.core[1].start)
+    for channel in pattern.channels:
+        yield channel, _fill_channel(pixels, local.owned(channel), taps, window, holes, weights)
 
 
 def _surroundings(tile: Tile, period: tuple[int, int], half: int) -> tuple[_Window, _Holes | None]:
@@ -292,39 +281,37 @@ def _collapsed(weights: Float) -> Float:
 
 def channel_statistics(
     tile: Tile,
-    pattern: Pattern,
+    pattern: ColorPattern,
     *,
     method: str,
     stddev: float,
     box_size: tuple[int, int],
-    sigma_clip: float,
-    max_rounds: int,
-    estimator: str,
+    clipping: Clipping,
 ) -> list[BoxStatistics]:
-    """Statistics of each channel's boxes in a tile that starts at a box's first pixel.
+    """Return statistics of each channel's boxes in a tile that starts at a box's first pixel.
 
     Parameters
     ----------
     tile : Tile
-    pattern : ndarray (period_y, period_x) of str
+    pattern : ColorPattern
     method : {"filled", "planes"}
         Measure the filled channel, or its own pixels (those above 0) alone.
     stddev : float
         Of the fill's Gaussian, in pixels.
-    box_size, sigma_clip, max_rounds, estimator
-        As in `skylevel.kernels.mesh.box_statistics`; boxes are measured on the mosaic.
+    box_size : tuple of int
+        Sides (y, x) of a box on the mosaic, in pixels.
+    clipping : Clipping
 
     Returns
     -------
     list of BoxStatistics
-        In the order of `channel_names`.
+        In the order of `ColorPattern.channels`.
 
     Notes
     -----
     Extra memory: about 50 bytes for each pixel of one row of boxes.
     """
-    clip: dict[str, Any] = {"sigma_clip": sigma_clip, "max_rounds": max_rounds, "estimator": estimator}
-    parts: dict[str, list[NDArray[np.float64]]] = {channel: [] for channel in channel_names(pattern)}
+    parts: dict[str, list[NDArray[np.float64]]] = {channel: [] for channel in pattern.channels}
     n_rows = 1 if method == "filled" else max(1, _PLANES_PIXELS // (tile.core_pixels().shape[1] * box_size[0]))
     width = max(_FILLED_WIDTH // box_size[1], 1) * box_size[1] if method == "filled" else tile.core_pixels().shape[1]
     for row in tile.cut(n_rows * box_size[0], width, box_size[0]):
@@ -332,7 +319,7 @@ def channel_statistics(
         for piece in row:
             n_x = -(-piece.core_pixels().shape[1] // box_size[1])
             for channel, values, first in _box_values(piece, pattern, box_size, method, stddev):
-                statistics = clipped_statistics(values, first=first, **clip)
+                statistics = clipped_statistics(values, clipping, first=first)
                 pieces[channel].append(np.stack(statistics).reshape(3, -1, n_x))
         for channel, found in pieces.items():
             parts[channel].append(np.concatenate(found, axis=2))
@@ -340,13 +327,13 @@ def channel_statistics(
 
 
 def _box_values(
-    strip: Tile, pattern: Pattern, box_size: tuple[int, int], method: str, stddev: float
+    strip: Tile, pattern: ColorPattern, box_size: tuple[int, int], method: str, stddev: float
 ) -> Iterator[tuple[str, NDArray[np.number], Int | None]]:
     """What is measured of each channel in rows of boxes: values (box, pixel), and how many zeros do not count."""
     if method == "planes":
         for channel, values in own_values(strip, pattern, box_size):
             yield channel, values, np.count_nonzero(values == 0, axis=1)
-    elif _whole_periods(pattern, box_size):
+    elif pattern.divides(box_size):
         for channel, phases in _filled_phases(strip, pattern, stddev):
             yield channel, _boxes_of_phases(phases, strip, pattern, box_size, np.nan), None
     else:
@@ -354,32 +341,30 @@ def _box_values(
             yield channel, gather_boxes(filled, box_size), None
 
 
-def own_values(strip: Tile, pattern: Pattern, box_size: tuple[int, int]) -> Iterator[tuple[str, NDArray[np.number]]]:
-    """Each channel's own pixels in rows of boxes, as an array (box, pixel) filled up with zeros."""
-    if not _whole_periods(pattern, box_size):
+def own_values(
+    strip: Tile, pattern: ColorPattern, box_size: tuple[int, int]
+) -> Iterator[tuple[str, NDArray[np.number]]]:
+    """Yield each channel's own pixels in rows of boxes, as an array (box, pixel) filled up with zeros."""
+    if not pattern.divides(box_size):
         # Such boxes hold different numbers of a channel's pixels.
         yield from _own_values_of_any_box(strip, pattern, box_size)
         return
     pixels = strip.core_pixels()
-    for channel in channel_names(pattern):
-        owned = [(int(y), int(x)) for y, x in np.argwhere(pattern == channel)]
-        phases = {(y, x): pixels[y :: pattern.shape[0], x :: pattern.shape[1]] for y, x in owned}
+    for channel in pattern.channels:
+        owned = [(int(y), int(x)) for y, x in np.argwhere(pattern.owned(channel))]
+        phases = {(y, x): pixels[y :: pattern.period[0], x :: pattern.period[1]] for y, x in owned}
         yield channel, _boxes_of_phases(phases, strip, pattern, box_size, pixels.dtype.type(0))
 
 
-def _whole_periods(pattern: Pattern, box_size: tuple[int, int]) -> bool:
-    return all(side % period == 0 for side, period in zip(box_size, pattern.shape, strict=True))
-
-
 def _boxes_of_phases(
-    phases: Phases, strip: Tile, pattern: Pattern, box_size: tuple[int, int], fill: Any
+    phases: Phases, strip: Tile, pattern: ColorPattern, box_size: tuple[int, int], fill: Any
 ) -> NDArray[np.number]:
     """Copy phases of rows of boxes as an array (box, pixel); `fill` stands beyond the mosaic's edge.
 
     A box's statistics do not depend on the order of its pixels, so those of a phase stay together.
     """
     n_y, n_x = (-(-n // side) for n, side in zip(strip.core_pixels().shape, box_size, strict=True))
-    height, width = (side // period for side, period in zip(box_size, pattern.shape, strict=True))
+    height, width = (side // period for side, period in zip(box_size, pattern.period, strict=True))
     values = np.full((n_y, n_x, len(phases), height, width), fill)
     for k, plane in enumerate(phases.values()):
         # Only a single row of boxes may be shorter than a box.
@@ -393,28 +378,27 @@ def _boxes_of_phases(
 
 
 def _own_values_of_any_box(
-    strip: Tile, pattern: Pattern, box_size: tuple[int, int]
+    strip: Tile, pattern: ColorPattern, box_size: tuple[int, int]
 ) -> Iterator[tuple[str, NDArray[np.number]]]:
     pixels = strip.core_pixels()
     n_y, n_x = (-(-n // side) for n, side in zip(pixels.shape, box_size, strict=True))
-    rows, columns = (np.arange(c.start, c.stop) % p for c, p in zip(strip.core, pattern.shape, strict=True))
-    letters = pattern[np.ix_(rows, columns)]
+    letters = pattern.colors_at(*(np.arange(core.start, core.stop) for core in strip.core))
     padding = ((0, 0), (0, n_x * box_size[1] - pixels.shape[1]))
-    for channel in channel_names(pattern):
+    for channel in pattern.channels:
         own = np.pad(np.where(letters == channel, pixels, 0), padding)
         boxes = own.reshape(n_y, -1, n_x, box_size[1]).swapaxes(1, 2)
         yield channel, boxes.reshape(n_y * n_x, -1, copy=True)
 
 
-def box_n_pixels(pattern: Pattern, channel: str, *, method: str, box_size: tuple[int, int]) -> float:
-    """Pixels of a whole box that a channel could use."""
-    share = np.count_nonzero(pattern == channel) / pattern.size if method == "planes" else 1.0
+def box_n_pixels(pattern: ColorPattern, channel: str, *, method: str, box_size: tuple[int, int]) -> float:
+    """Return how many pixels of a whole box a channel could use."""
+    share = pattern.share(channel) if method == "planes" else 1.0
     return box_size[0] * box_size[1] * share
 
 
 def subtract_backgrounds(
     mosaic: NDArray[np.number],
-    pattern: Pattern,
+    pattern: ColorPattern,
     meshes: list[Float32],
     *,
     box_size: tuple[int, int],
@@ -428,9 +412,9 @@ def subtract_backgrounds(
     ----------
     mosaic : ndarray (y, x)
         The mosaic, or a tile of it.
-    pattern : ndarray (period_y, period_x) of str
+    pattern : ColorPattern
     meshes : list of ndarray (mesh_y, mesh_x)
-        Background of each channel, in the order of `channel_names`, for the whole mosaic.
+        Background of each channel, in the order of `ColorPattern.channels`, for the whole mosaic.
     box_size : tuple of int
         Sides (y, x) of a box in pixels.
     norms : list of float
@@ -444,14 +428,13 @@ def subtract_backgrounds(
     -------
     ndarray (y, x) float32
     """
-    period = pattern.shape
-    local = np.roll(pattern, (-(origin[0] % period[0]), -(origin[1] % period[1])), (0, 1))
+    period, local = pattern.period, pattern.seen_from(*origin)
     n_y, n_x = mosaic.shape
     every_row = range(origin[0], origin[0] + n_y)
     phases = [
         (y, x, Surface(mesh, every_row, np.arange(x, n_x, period[1]) + origin[1], box_size=box_size), norm)
-        for channel, mesh, norm in zip(channel_names(pattern), meshes, norms, strict=True)
-        for y, x in np.argwhere(local == channel)
+        for channel, mesh, norm in zip(pattern.channels, meshes, norms, strict=True)
+        for y, x in np.argwhere(local.owned(channel))
     ]
     result = np.empty(mosaic.shape, np.float32)
     step = _STRIP_ROWS * period[0]

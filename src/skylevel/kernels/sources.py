@@ -1,5 +1,7 @@
 """Where the sources are: smooth, threshold, keep what is connected, number it."""
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import label
@@ -28,6 +30,27 @@ _STRIP_PIXELS = 262_144
 _CONNECTED_PIXELS = 1 << 20
 
 _EDGES_AND_CORNERS = np.ones((3, 3), bool)
+
+
+class Detection(NamedTuple):
+    """What is taken for a source.
+
+    Attributes
+    ----------
+    threshold : float
+        It stands this far above the background, in units of the background's rms.
+    fwhm : float
+        Full width at half maximum in pixels of the Gaussian that smooths the image first.
+    size : int
+        Side of that Gaussian's kernel in pixels, odd.
+    n_pixels : int
+        It has at least this many connected pixels (edges and corners connect).
+    """
+
+    threshold: float
+    fwhm: float
+    size: int
+    n_pixels: int
 
 
 def gaussian_taps(stddev: float, size: int, *, oversampling: int = 1) -> NDArray[np.float64]:
@@ -95,25 +118,20 @@ def _convolve(image: NDArray[np.floating], taps: NDArray[np.floating]) -> NDArra
 def above_threshold(
     image: NDArray[np.floating],
     mesh: Mesh,
+    detection: Detection,
     *,
-    threshold: float,
-    fwhm: float,
-    size: int,
     box_size: tuple[int, int],
     origin: tuple[int, int] = (0, 0),
 ) -> Bool:
-    """Where the smoothed image stands above the background by `threshold` times its rms.
+    """Return where the smoothed image stands above the background by `detection.threshold` times its rms.
 
     Parameters
     ----------
     image : ndarray (y, x) float
-        An image, or a tile of one with at least ``size // 2`` pixels of overlap.
+        An image, or a tile of one with at least ``detection.size // 2`` pixels of overlap.
     mesh : Mesh
         Of the whole image.
-    threshold : float
-        In units of the background's rms.
-    fwhm, size
-        As in `smooth`.
+    detection : Detection
     box_size : tuple of int
         Sides (y, x) of a box of the mesh in pixels.
     origin : tuple of int
@@ -129,14 +147,14 @@ def above_threshold(
     Works through the image in strips that stay in a core's cache; extra memory is some 10 MB.
     """
     n_y, n_x = image.shape
-    half, step = size // 2, max(1, _STRIP_PIXELS // n_x)
+    threshold, half, step = detection.threshold, detection.size // 2, max(1, _STRIP_PIXELS // n_x)
     here = range(origin[0], origin[0] + n_y), np.arange(origin[1], origin[1] + n_x)
     background, rms = (Surface(m, *here, box_size=box_size) for m in (mesh.background, mesh.background_rms))
     result = np.empty(image.shape, bool)
     for y in range(0, n_y, step):
         stop = min(y + step, n_y)
         start = max(y - half, 0)
-        smoothed = smooth(image[start : stop + half], fwhm=fwhm, size=size)[y - start :][: stop - y]
+        smoothed = smooth(image[start : stop + half], fwhm=detection.fwhm, size=detection.size)[y - start :][: stop - y]
         rows = np.arange(y, stop) + origin[0]
         # Mostly few pixels stand between the least and the most that the limit can be here, and only those are looked
         # at closely.
@@ -154,7 +172,7 @@ def above_threshold(
 
 
 def _limit(rms: Float32, background: Float32, threshold: float) -> Float32:
-    """What a pixel must exceed; the arrays are used up."""
+    """Return the threshold of each pixel; the arrays are used up."""
     rms *= threshold
     rms += background
     return rms

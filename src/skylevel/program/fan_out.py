@@ -79,6 +79,20 @@ def _run(
             client.cancel([*completed.futures], force=True)
 
 
+def result_of(future: Future) -> Any:
+    """Return a future's result, or raise what ended it.
+
+    Raises
+    ------
+    SchedulerLostError
+        The scheduler is gone.
+    """
+    outcome = _outcome(future)
+    if isinstance(outcome, BaseException):
+        raise outcome
+    return outcome
+
+
 def _outcome(future: Future) -> Outcome:
     try:
         return future.result()

@@ -6,21 +6,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from skylevel.errors import PlanError, SkylevelError
-from skylevel.io.frame import peek_frame
+from skylevel.errors import PlanError
 from skylevel.io.remote import is_remote
+from skylevel.jobs import Facts
 from skylevel.program.plan import Exposure
 
-# Resident memory of a worker that has imported everything, and of its strips; then bytes for each pixel of an
-# exposure: its image, what was measured, and the copy that is written. Rounded up from measurements, and held by
-# tests/test_forecast.py: measured <= projected.
+# Resident memory of a worker that has imported everything, and of its strips; a job's bytes for each pixel come on top.
+# Rounded up from measurements, and held by tests/test_forecast.py: measured <= projected.
 _BASE_BYTES = 300 << 20
-_BYTES_PER_PIXEL = {"rows": 12, "channels": 10}
-_BYTES_PER_PIXEL_OF_PRODUCT = {"segmentation": 48, "masked": 9, "background": 12}
 
-# Of a pixel in the outputs: FITS float32 or uint32; and in the store, a compressed mask.
+# Of a pixel in the outputs: FITS float32 or uint32.
 _OUTPUT_BYTES_PER_PIXEL = 4
-_STORE_BYTES_PER_PIXEL = 0.5
+
+# A worker holds a few blocks at a time, with the arrays that are made of them; Dask pauses one at 80 % of its limit.
+_LEAST_WORKER_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,15 +42,15 @@ class Need:
 
 
 def forecast(exposures: Sequence[Exposure]) -> dict[str, Need]:
-    """What each exposure needs, by name, from the files' headers.
+    """Return what each exposure needs, by name, from what its header tells.
 
-    A file that is remote or cannot be read is projected from its size alone; it fails when it is run.
+    A file that cannot be read is projected from its size alone; it fails when it is run.
     """
     return {exposure.name: _need(exposure) for exposure in exposures}
 
 
 def summarize(needs: Mapping[str, Need]) -> list[tuple[tuple[str, str, str], int]]:
-    """How many exposures there are of each kind, sorted."""
+    """Return how many exposures there are of each kind, sorted."""
     return sorted(Counter(need.kind for need in needs.values()).items())
 
 
@@ -74,12 +73,12 @@ def require_disk(needs: Mapping[str, Need], output: str) -> None:
 
 
 def too_large(needs: Mapping[str, Need], worker_memory: int) -> list[str]:
-    """Names of the exposures that one worker cannot hold."""
+    """Return the names of the exposures that one worker cannot hold."""
     return [name for name, need in needs.items() if worker_memory and need.memory > worker_memory]
 
 
 def free_disk(output: str) -> int:
-    """Free bytes where the output folder is or will be."""
+    """Return the free bytes where the output folder is or will be."""
     folder = Path(output).resolve()
     while not folder.exists():
         folder = folder.parent
@@ -87,25 +86,39 @@ def free_disk(output: str) -> int:
 
 
 def gigabytes(n: float) -> str:
-    """Bytes as a person reads them."""
+    """Return bytes as a person reads them."""
     return f"{n / 1e9:.2f} GB" if n >= 1e8 else f"{n / 1e6:.1f} MB"
 
 
+def require_possible(exposure: Exposure, needed: int, available: int) -> None:
+    """Refuse what is too large for a worker and cannot be done in blocks.
+
+    Raises
+    ------
+    PlanError
+        With the numbers and what to do.
+    """
+    why = None
+    if not exposure.job.in_blocks:
+        why = "a camera raw is levelled in one piece"
+    elif is_remote(exposure.source) or exposure.source.endswith(".gz"):
+        why = "only an uncompressed local file can be read in blocks"
+    elif list(exposure.outputs) != ["levelled"]:
+        why = "its other products (--keep) are made in one piece"
+    elif available < _LEAST_WORKER_BYTES:
+        why = f"even in blocks it needs {gigabytes(_LEAST_WORKER_BYTES)}"
+    if why:
+        raise PlanError(
+            f"{exposure.source}: needs about {gigabytes(needed)} of memory, a worker has {gigabytes(available)}, "
+            f"and {why}: use fewer workers with more memory each"
+        )
+
+
 def _need(exposure: Exposure) -> Need:
-    kind, n_pixels = (exposure.recipe.name, "", ""), int(exposure.identity.get("size") or 0) // 2
-    copied = 0
-    try:
-        if not is_remote(exposure.source):
-            shape, attributes = peek_frame(exposure.source)
-            n_pixels = shape[0] * shape[1]
-            detector = attributes.get("detector") or attributes.get("camera") or ""
-            kind = (exposure.recipe.name, str(detector), str(attributes.get("filter", "")))
-            if exposure.recipe.name == "rows" and exposure.layout == "full":
-                copied = int(exposure.identity.get("size") or 0) - _OUTPUT_BYTES_PER_PIXEL * n_pixels
-    except SkylevelError:
-        pass
-    per_pixel = _BYTES_PER_PIXEL[exposure.recipe.name]
-    per_pixel += max((_BYTES_PER_PIXEL_OF_PRODUCT.get(product, 0) for product in exposure.outputs), default=0)
-    store = _STORE_BYTES_PER_PIXEL if exposure.recipe.name == "rows" else 0
-    output = n_pixels * (_OUTPUT_BYTES_PER_PIXEL * len(exposure.outputs) + store) + max(copied, 0)
-    return Need(kind, _BASE_BYTES + per_pixel * n_pixels, int(output))
+    job, size = exposure.job, int(exposure.identity.get("size") or 0)
+    facts = exposure.facts or Facts("", (1, size // 2), {})
+    of_products = max((job.products[product].bytes_per_pixel for product in exposure.outputs), default=0)
+    copied = job.copied_bytes(size, facts, exposure.layout) if exposure.facts else 0
+    output = facts.n_pixels * (_OUTPUT_BYTES_PER_PIXEL * len(exposure.outputs) + job.stored_bytes_per_pixel) + copied
+    kind = (exposure.recipe.name, *facts.instrument)
+    return Need(kind, _BASE_BYTES + (job.bytes_per_pixel + of_products) * facts.n_pixels, int(output))

@@ -1,42 +1,50 @@
-"""Run a program: fan its exposures out over a cluster, collect what they say, and leave nothing behind unfinished."""
+"""Run a program: plan, measure, combine, export; collect what tasks say, and leave nothing behind unfinished."""
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Literal
+from typing import Any, Protocol, TypedDict, Unpack
 from uuid import uuid4
 
 from distributed import Client, Future, KilledWorker
 
-from skylevel.errors import SkylevelError, StoreError
-from skylevel.io.remote import is_remote, output_exists, remove_leftovers
-from skylevel.io.store import FORMAT, ProgramStore
+from skylevel.errors import SchedulerLostError, SettingsError, SkylevelError
+from skylevel.io.remote import remove_leftovers
+from skylevel.io.store import ProgramStore
 from skylevel.program.cluster import check_workers, connect, worker_memory
-from skylevel.program.fan_out import fan_out
-from skylevel.program.forecast import Need, forecast, require_disk, too_large
-from skylevel.program.large import export_large, measure_large, require_possible
-from skylevel.program.parcel import unwrap, wrap
-from skylevel.program.plan import Exposure, make_plan, partition, summarize
-from skylevel.program.tasks import Record, level_exposure
-from skylevel.recipes import Recipe
+from skylevel.program.combine import combine_group
+from skylevel.program.fan_out import fan_out, result_of
+from skylevel.program.forecast import Need, forecast, require_disk, require_possible, too_large
+from skylevel.program.ledger import Group, Ledger, Steps
+from skylevel.program.places import settle, work_left
+from skylevel.program.plan import Exposure, RecipeChoice, make_plan, partition, read_plan, store_url, summarize
+from skylevel.program.sealed import open_sealed, seal
+from skylevel.program.tasks import Record, Where, export_blocks, in_blocks, level_exposure, measure, read_frame
+from skylevel.program.view import describe_program
 from skylevel.version import __version__
 
 log = logging.getLogger("skylevel")
 
-Work = Literal["measure", "export", "nothing"]
 Progress = Callable[[int, int], None]
-
-STORE_NAME = "program.zarr"
+Outcome = tuple[Exposure, Record | Exception]
 
 # Enough in flight that no worker waits for the driver, few enough that the scheduler stays small.
 _IN_FLIGHT_PER_THREAD = 4
 _COUNT_WORKERS_EVERY = 5.0
+
+
+class RunOptions(TypedDict, total=False):
+    """Options of `run`, which explains them."""
+
+    layout: str
+    keep: Sequence[str]
+    overwrite: bool
+    progress: Progress | None
 
 
 @dataclass(slots=True)
@@ -66,19 +74,33 @@ class ProgramResult:
         return store_url(self.output)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """Where to run: a client that is connected, or a cluster to start or connect to, with so many workers."""
+
+    client: Client | None = None
+    cluster: str = "local"
+    workers: int | None = None
+
+    @contextmanager
+    def connected(self, n_exposures: int) -> Iterator[Client]:
+        """Give the client, or one to a cluster that is closed again."""
+        if self.client is not None:
+            yield self.client
+            return
+        with connect(self.cluster, workers=self.workers, n_exposures=n_exposures) as started:
+            yield started
+
+
 def run(
     inputs: str | PathLike[str] | Iterable[str | PathLike[str]],
     output: str | PathLike[str] = "skylevel-output",
     *,
-    recipe: str | Recipe = "auto",
-    recipes: Mapping[str, Recipe] | None = None,
+    recipe: RecipeChoice = "auto",
     client: Client | None = None,
     cluster: str = "local",
     workers: int | None = None,
-    layout: str = "full",
-    keep: Sequence[str] = (),
-    overwrite: bool = False,
-    progress: Progress | None = None,
+    **options: Unpack[RunOptions],
 ) -> ProgramResult:
     """Level every exposure of a program.
 
@@ -88,10 +110,9 @@ def run(
         Files, folders, globs, associations, ``@list.txt``, URLs.
     output : str or path-like
         Folder or URL of the outputs; the store is its ``program.zarr``.
-    recipe : {"auto", "rows", "channels"} or Recipe
-        What to do with each input; "auto" decides by file.
-    recipes : mapping of str to Recipe, optional
-        Settings by recipe name.
+    recipe : {"auto", "rows", "channels"}, Recipe or iterable of Recipe
+        What to do with each input. "auto" decides by kind of file; so do several recipes, which also give settings. A
+        single one is for every input.
     client : distributed.Client, optional
         Where to run; by default a cluster is started as `cluster` says, and closed again.
     cluster : str
@@ -99,11 +120,11 @@ def run(
     workers : int, optional
         Processes (local) or jobs at the most (slurm).
     layout : {"full", "primary"}
-        Of the levelled FITS files.
+        Of the levelled FITS files; "full" by default.
     keep : sequence of {"segmentation", "masked", "background"}
-        Further products to write.
+        Further products to write; none by default.
     overwrite : bool
-        Do again what is done.
+        Do again what is done; False by default.
     progress : callable, optional
         Called with how many exposures are finished, and of how many.
 
@@ -119,105 +140,58 @@ def run(
     ClusterError
         There is nowhere to run.
     """
-    if isinstance(recipe, Recipe):
-        recipes, recipe = {**(recipes or {}), recipe.name: recipe}, recipe.name
+    if unknown := options.keys() - RunOptions.__annotations__.keys():
+        raise SettingsError(f"unknown option {sorted(unknown)[0]!r}; known: {', '.join(RunOptions.__annotations__)}")
     given = [inputs] if isinstance(inputs, str | PathLike) else inputs
     output = fspath(output)
-    plan = make_plan([fspath(path) for path in given], output, recipe=recipe, recipes=recipes, layout=layout, keep=keep)
-    return run_plan(
-        plan, output, client=client, cluster=cluster, workers=workers, overwrite=overwrite, progress=progress
-    )
+    layout, keep = options.get("layout", "full"), options.get("keep", ())
+    plan = make_plan([fspath(path) for path in given], output, recipe=recipe, layout=layout, keep=keep)
+    target = Target(client=client, cluster=cluster, workers=workers)
+    overwrite, progress = options.get("overwrite", False), options.get("progress")
+    return run_plan(plan, output, target=target, overwrite=overwrite, progress=progress)
 
 
 def run_plan(
     plan: Sequence[Exposure],
     output: str,
     *,
-    client: Client | None = None,
-    cluster: str = "local",
-    workers: int | None = None,
+    target: Target | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> ProgramResult:
     """Do what is left of a plan; see `run`."""
-    store, result, work, left, needs = _begin(plan, plan, output, overwrite=overwrite)
+    session = _begin(plan, plan, output, overwrite=overwrite)
+    left, skipped = session.left(), session.result.skipped
     counts = ", ".join(f"{n} {name}" for name, n in sorted(summarize(left).items())) or "nothing"
-    log.info("%d exposures: %d done already, to do: %s", len(plan), len(result.skipped), counts)
+    log.info("%d exposures: %d done already, to do: %s", len(plan), len(skipped), counts)
     if left:
-        with connected(client, cluster, workers, len(left)) as here:
-            _execute(here, left, needs, work, result, store, fresh=overwrite, progress=progress)
-    return result
+        with (target or Target()).connected(len(left)) as client:
+            _execute(session, _Cluster(client, session), progress)
+    return session.result
 
 
-def _begin(
-    plan: Sequence[Exposure], share: Sequence[Exposure], output: str, *, overwrite: bool
-) -> tuple[ProgramStore, ProgramResult, Mapping[str, Work], list[Exposure], Mapping[str, Need]]:
-    """Write the plan into the store, and find what is left of a share of it, and what that needs."""
-    store = ProgramStore(store_url(output))
-    work: dict[str, Work] = dict.fromkeys((e.name for e in share), "measure") if overwrite else work_left(share, store)
-    left = [exposure for exposure in share if work[exposure.name] != "nothing"]
-    needs = forecast(left)
-    require_disk(needs, output)
-    store.write_plan(plan_index(_with_earlier(plan, store)))
-    result = ProgramResult(output, skipped=[name for name, what in work.items() if what == "nothing"])
-    return store, result, work, left, needs
-
-
-def _with_earlier(plan: Sequence[Exposure], store: ProgramStore) -> list[Exposure]:
-    """The plan, and what earlier runs into the same output measured beside it."""
-    names = {exposure.name for exposure in plan}
-    earlier = read_plan(store) if store.has_plan() else []
-    kept = (exposure for exposure in earlier if exposure.name not in names and _is_measured(exposure, store))
-    return sorted([*kept, *plan], key=lambda exposure: exposure.name)
-
-
-def _execute(
-    client: Client,
-    exposures: Sequence[Exposure],
-    needs: Mapping[str, Need],
-    work: Mapping[str, Work],
-    result: ProgramResult,
-    store: ProgramStore,
+def run_partition(
+    plan: Sequence[Exposure],
+    output: str,
+    share: tuple[int, int],
     *,
-    fresh: bool = False,
+    overwrite: bool = False,
     progress: Progress | None = None,
-) -> None:
-    """Fan the exposures out, then do those that no worker can hold."""
-    in_flight = _room(client)
-    large = _large(exposures, needs, worker_memory(client))
-    names = {exposure.name for exposure in large}
-    small = [exposure for exposure in exposures if exposure.name not in names]
-    submit = _submitter(client, work, store.url, fresh=fresh)
-    # Closed before the client, whatever ends this: what has not begun is taken back while that can be said.
-    with closing(fan_out(client, submit, small, in_flight=in_flight)) as outcomes:
-        every = chain(outcomes, _run_large(client, large, work, store.url, fresh=fresh))
-        _collect(every, result, store, len(exposures), progress)
+) -> ProgramResult:
+    """Do the I-th of N shares of a plan in this process, without a scheduler: an element of a job array.
 
-
-def _large(exposures: Sequence[Exposure], needs: Mapping[str, Need], available: int) -> list[Exposure]:
-    """The exposures that no worker can hold."""
-    names = too_large(needs, available)
-    large = [exposure for exposure in exposures if exposure.name in names]
-    for exposure in large:
-        require_possible(exposure, needs[exposure.name].memory, available)
-    return large
-
-
-def _run_large(
-    client: Client, exposures: Sequence[Exposure], work: Mapping[str, Work], url: str, *, fresh: bool
-) -> Iterator[tuple[Exposure, Record | Exception]]:
-    """One after another, each with all workers."""
-    for exposure in exposures:
-        try:
-            is_measured = work[exposure.name] == "export"
-            record = None if is_measured else measure_large(client, exposure, url, fresh=fresh)
-            yield exposure, client.submit(export_large, exposure, record, url, __version__, pure=False).result()
-        except Exception as error:
-            yield exposure, error
+    What is combined over shares is done by whichever share is the last to have measured its own.
+    """
+    mine = partition(plan, *share)
+    session = _begin(plan, mine, output, overwrite=overwrite)
+    log.info("share %d of %d: %d exposures, %d done already", *share, len(mine), len(session.result.skipped))
+    if session.left():
+        _execute(session, _ThisProcess(session.store.url), progress)
+    return session.result
 
 
 def export_program(
-    output: str, *, cluster: str = "local", workers: int | None = None, progress: Progress | None = None
+    output: str, *, target: Target | None = None, progress: Progress | None = None
 ) -> ProgramResult:
     """Write the FITS files of every measured exposure again, without measuring.
 
@@ -227,158 +201,224 @@ def export_program(
         No program was run into `output`.
     """
     store = ProgramStore(store_url(output))
-    result = ProgramResult(output)
-    measured: list[Exposure] = []
-    for exposure in read_plan(store):
-        if _is_measured(exposure, store):
-            measured.append(exposure)
-        else:
-            result.failed[exposure.name] = f"{exposure.source}: not measured yet: run the program again"
-    if measured:
-        work: dict[str, Work] = dict.fromkeys((exposure.name for exposure in measured), "export")
-        with connect(cluster, workers=workers, n_exposures=len(measured)) as client:
-            _execute(client, measured, forecast(measured), work, result, store, progress=progress)
-    return result
-
-
-def run_partition(
-    plan: Sequence[Exposure],
-    output: str,
-    index: int,
-    count: int,
-    *,
-    overwrite: bool = False,
-    progress: Progress | None = None,
-) -> ProgramResult:
-    """Do one of `count` shares of a plan in this process, without a scheduler: an element of a job array."""
-    share = partition(plan, index, count)
-    store, result, work, left, _ = _begin(plan, share, output, overwrite=overwrite)
-    log.info("share %d of %d: %d exposures, %d done already", index, count, len(share), len(result.skipped))
-    _collect(_in_this_process(left, work, store.url, fresh=overwrite), result, store, len(left), progress)
-    return result
-
-
-def store_url(output: str | PathLike[str]) -> str:
-    """Path or URL of the store of an output folder; absolute, as a worker may run in another folder."""
-    folder = fspath(output)
-    return f"{folder.rstrip('/') if is_remote(folder) else Path(folder).absolute()}/{STORE_NAME}"
-
-
-def plan_index(plan: Sequence[Exposure]) -> dict[str, object]:
-    """A plan as the store keeps it: its outputs are named by their files, which may move together with the store."""
-    exposures = [exposure.to_dict() for exposure in plan]
-    for values in exposures:
-        values["outputs"] = {kind: url.rsplit("/", 1)[-1] for kind, url in values["outputs"].items()}
-    return {"format": FORMAT, "skylevel_version": __version__, "exposures": exposures}
-
-
-def read_plan(store: ProgramStore) -> list[Exposure]:
-    """The plan that a store keeps; its outputs stand beside the store.
-
-    Raises
-    ------
-    StoreError
-        There is none, or it cannot be read.
-    """
-    folder = store.url.rsplit("/", 1)[0]
-    try:
-        exposures = store.read_plan()["exposures"]
-        for values in exposures:
-            values["outputs"] = {kind: f"{folder}/{name}" for kind, name in values["outputs"].items()}
-        return [Exposure.from_dict(values) for values in exposures]
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise StoreError(f"{store.url}: its plan.json is damaged: {error}") from error
-
-
-def work_left(plan: Sequence[Exposure], store: ProgramStore) -> dict[str, Work]:
-    """What is to do for each exposure: measured under the same key, with its outputs there, it is done."""
-    exported = store.export_keys()
-    work: dict[str, Work] = {}
+    plan, result = read_plan(store), ProgramResult(output)
+    ledger, failures = Ledger(store, plan), store.failures()
+    measured = ledger.measured()
     for exposure in plan:
-        if not _is_measured(exposure, store):
-            work[exposure.name] = "measure"
-        elif exported.get(exposure.name) == exposure.export_key and all(map(output_exists, exposure.outputs.values())):
-            work[exposure.name] = "nothing"
-        else:
-            work[exposure.name] = "export"
-    return work
+        if exposure.name not in ledger.records:
+            reason = failures.get(exposure.name, f"{exposure.source}: not measured yet: run the program again")
+            result.failed[exposure.name] = reason
+    if measured:
+        steps = dict.fromkeys((exposure.name for exposure in measured), Steps.EXPORT)
+        session = _Session(store, plan, steps, forecast(measured), result)
+        with (target or Target()).connected(len(measured)) as client:
+            _execute(session, _Cluster(client, session), progress)
+    return result
 
 
-def _is_measured(exposure: Exposure, store: ProgramStore) -> bool:
-    stored = store.read_attributes(exposure.name)
-    return stored is not None and stored.get("key") == exposure.key
+@dataclass(slots=True)
+class _Session:
+    """One run: what there is, what is left to do for each exposure, what that needs, and what became of it."""
+
+    store: ProgramStore
+    plan: Sequence[Exposure]
+    steps: dict[str, Steps]
+    needs: Mapping[str, Need]
+    result: ProgramResult
+    measured: dict[str, Record] = field(default_factory=dict)
+
+    def left(self) -> list[Exposure]:
+        """Return the exposures for which something is to do."""
+        return [exposure for exposure in self.plan if self.steps.get(exposure.name, Steps.NOTHING)]
 
 
-def _room(client: Client) -> Callable[[], int]:
-    """How many exposures may be in flight, by the workers there are; they are counted anew every few seconds."""
-    room = _IN_FLIGHT_PER_THREAD * check_workers(client)
+def _begin(plan: Sequence[Exposure], share: Sequence[Exposure], output: str, *, overwrite: bool) -> _Session:
+    """Find what is left of a share of a plan, see that it fits, and write the plan into the store."""
+    store = ProgramStore(store_url(output))
+    names = {exposure.name for exposure in share}
+    if overwrite:
+        steps = dict.fromkeys(names, Steps.DETECT | Steps.MEASURE | Steps.EXPORT)
+    else:
+        steps = {name: some for name, some in work_left(plan, store).items() if name in names}
+    needs = forecast([exposure for exposure in plan if steps.get(exposure.name)])
+    require_disk(needs, output)
+    skipped = [name for name, some in steps.items() if not some]
+    return _Session(store, settle(plan, store), steps, needs, ProgramResult(output, skipped=skipped))
+
+
+def _execute(session: _Session, workers: "_Workers", progress: Progress | None) -> None:
+    """Do what is left: each exposure alone; then what groups know together, and the files of their members."""
+    left = session.left()
+    total, combined = len(left), [exposure for exposure in left if exposure.group]
+    alone = [exposure for exposure in left if not exposure.group]
+    first = {exposure.name: session.steps[exposure.name] for exposure in alone}
+    # Those that are measured already have nothing to do until their group is combined.
+    first |= {e.name: session.steps[e.name] & ~Steps.EXPORT for e in combined if Steps.MEASURE in session.steps[e.name]}
+    with closing(workers.run([exposure for exposure in left if exposure.name in first], first, {})) as outcomes:
+        _collect(session, outcomes, counted(progress, 0, total))
+    if combined:
+        _execute_groups(session, workers, counted(progress, len(alone), total))
+    describe_program(session.store, session.plan)
+
+
+def _execute_groups(session: _Session, workers: "_Workers", progress: Progress) -> None:
+    """Combine the groups that have new members, and write the files of all members that are stale now."""
+    ledger = Ledger(session.store, session.plan)
+    members, waiting = ledger.groups(), _incomplete(session, ledger)
+    stale = [group for group in ledger.stale_groups if group not in waiting]
+    for group in stale:
+        key = str(ledger.group_key(group))
+        n_members = workers.combine(group, members[group], key, session.store.url)
+        log.info("%s: combined %d exposures", "/".join(group), n_members)
+    ledger = Ledger(session.store, session.plan)
+    asked_for = {exposure.name for exposure in session.left()}
+    exposures = [
+        exposure
+        for group in members.keys() - waiting
+        for exposure in members[group]
+        if (group in stale or exposure.name in asked_for) and exposure.name not in session.result.failed
+    ]
+    steps = {exposure.name: Steps.EXPORT for exposure in exposures}
+    keys = {exposure.name: str(ledger.group_key(exposure.group)) for exposure in exposures}
+    with closing(workers.run(exposures, steps, keys)) as outcomes:
+        _collect(session, outcomes, progress)
+
+
+def _incomplete(session: _Session, ledger: Ledger) -> set[Group]:
+    """Return the groups of which some member is another process's to measure, and not measured or failed yet."""
+    failed = session.store.failures()
+    return {
+        exposure.group
+        for exposure in session.plan
+        if exposure.group
+        and exposure.name not in ledger.records
+        and exposure.name not in session.steps
+        and exposure.name not in failed
+    }
+
+
+def counted(progress: Progress | None, before: int, total: int) -> Progress:
+    """Return what reports progress after so many exposures were finished, of so many."""
+    return lambda count, _: progress(before + count, total) if progress else None
+
+
+class _Workers(Protocol):
+    """Who does the work."""
+
+    def run(
+        self, exposures: Sequence[Exposure], steps: Mapping[str, Steps], group_keys: Mapping[str, str]
+    ) -> Generator[Outcome, None, None]:
+        """Do some steps of some exposures, and yield each with what came of it, as they finish."""
+
+    def combine(self, group: Group, members: list[Exposure], key: str, url: str) -> int:
+        """Combine a group; returns how many there were."""
+
+
+class _ThisProcess:
+    """Work done here, one exposure after the other."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    def run(
+        self, exposures: Sequence[Exposure], steps: Mapping[str, Steps], group_keys: Mapping[str, str]
+    ) -> Generator[Outcome, None, None]:
+        for exposure in exposures:
+            where = Where(self._url, __version__, group_keys.get(exposure.name))
+            try:
+                yield exposure, level_exposure(exposure, where, steps[exposure.name])
+            except Exception as error:
+                yield exposure, error
+
+    def combine(self, group: Group, members: list[Exposure], key: str, url: str) -> int:
+        return combine_group(group, members, key, url, __version__)
+
+
+class _Cluster:
+    """Work done by a cluster's workers; by all of them together, where an exposure is larger than each."""
+
+    def __init__(self, client: Client, session: _Session) -> None:
+        self._client = client
+        self._url = session.store.url
+        self._in_flight = _in_flight(client)
+        available = worker_memory(client)
+        self._large = set(too_large(session.needs, available))
+        for exposure in session.left():
+            if exposure.name in self._large:
+                require_possible(exposure, session.needs[exposure.name].memory, available)
+        # Keys of an earlier run into the same scheduler must not answer for this one.
+        self._token = uuid4().hex[:8]
+
+    def run(
+        self, exposures: Sequence[Exposure], steps: Mapping[str, Steps], group_keys: Mapping[str, str]
+    ) -> Generator[Outcome, None, None]:
+        def submit(exposure: Exposure) -> Future:
+            call = partial(level_exposure, exposure, self._where(exposure, group_keys), steps[exposure.name])
+            key = f"level-{self._token}-{exposure.name}-{steps[exposure.name].value}"
+            return self._client.submit(open_sealed, seal(call), key=key, pure=False)
+
+        small = [exposure for exposure in exposures if exposure.name not in self._large]
+        # Closed before the client, whatever ends this: what has not begun is taken back while that can be said.
+        with closing(fan_out(self._client, submit, small, in_flight=self._in_flight)) as outcomes:
+            yield from outcomes
+        for exposure in exposures:
+            if exposure.name in self._large:
+                yield exposure, self._in_blocks(exposure, steps[exposure.name], self._where(exposure, group_keys))
+
+    def combine(self, group: Group, members: list[Exposure], key: str, url: str) -> int:
+        call = partial(combine_group, group, members, key, url, __version__)
+        return int(result_of(self._client.submit(open_sealed, seal(call), pure=False)))
+
+    def _where(self, exposure: Exposure, group_keys: Mapping[str, str]) -> Where:
+        return Where(self._url, __version__, group_keys.get(exposure.name))
+
+    def _in_blocks(self, exposure: Exposure, steps: Steps, where: Where) -> Record | Exception:
+        """Do an exposure with all workers: the same steps, on Dask arrays."""
+        record = Record(exposure.name)
+        try:
+            if Steps.MEASURE in steps:
+                check_workers(self._client)
+                frame = in_blocks(read_frame(Path(exposure.source), exposure), exposure)
+                n_blocks = len(frame.chunks["y"])
+                record.say(f"opened {exposure.job.describe(frame)}, in {n_blocks} blocks of rows")
+                measure(exposure, frame, ProgramStore(self._url), record, steps, self._compute)
+            if Steps.EXPORT in steps:
+                call = partial(export_blocks, exposure, where, record)
+                record = result_of(self._client.submit(open_sealed, seal(call), pure=False))
+        except SchedulerLostError:
+            raise
+        except Exception as error:
+            return error
+        return record
+
+    def _compute(self, delayed: list[Any]) -> Sequence[Any]:
+        return [result_of(future) for future in self._client.compute(delayed)]
+
+
+def _in_flight(client: Client) -> Callable[[], int]:
+    """Return what says how many exposures may be in flight, by the workers there are, counted every few seconds."""
+    most = _IN_FLIGHT_PER_THREAD * check_workers(client)
     counted = time.monotonic()
 
     def now() -> int:
-        nonlocal room, counted
+        nonlocal most, counted
         if time.monotonic() - counted > _COUNT_WORKERS_EVERY:
-            room = _IN_FLIGHT_PER_THREAD * max(sum(client.nthreads().values()), 1)
+            most = _IN_FLIGHT_PER_THREAD * max(sum(client.nthreads().values()), 1)
             counted = time.monotonic()
-        return room
+        return most
 
     return now
 
 
-@contextmanager
-def connected(client: Client | None, cluster: str, workers: int | None, n_exposures: int) -> Iterator[Client]:
-    """The client that was given, or one to a cluster that is closed again."""
-    if client is not None:
-        yield client
-        return
-    with connect(cluster, workers=workers, n_exposures=n_exposures) as started:
-        yield started
 
-
-def _submitter(
-    client: Client, work: Mapping[str, Work], url: str, *, fresh: bool = False
-) -> Callable[[Exposure], Future]:
-    """Submits an exposure's task."""
-    # Keys of an earlier run into the same scheduler must not answer for this one.
-    token = uuid4().hex[:8]
-
-    def submit(exposure: Exposure) -> Future:
-        call = wrap(_task(exposure, work, url, fresh=fresh))
-        return client.submit(unwrap, call, key=f"level-{token}-{exposure.name}", pure=False)
-
-    return submit
-
-
-def _task(exposure: Exposure, work: Mapping[str, Work], url: str, *, fresh: bool) -> Callable[[], Record]:
-    """What is left of an exposure, as a call."""
-    measured = work[exposure.name] == "export"
-    return partial(level_exposure, exposure, url, __version__, measured=measured, fresh=fresh)
-
-
-def _in_this_process(
-    exposures: Iterable[Exposure], work: Mapping[str, Work], url: str, *, fresh: bool
-) -> Iterator[tuple[Exposure, Record | Exception]]:
-    for exposure in exposures:
-        try:
-            yield exposure, _task(exposure, work, url, fresh=fresh)()
-        except Exception as error:
-            yield exposure, error
-
-
-def _collect(
-    outcomes: Iterable[tuple[Exposure, Record | Exception]],
-    result: ProgramResult,
-    store: ProgramStore,
-    total: int,
-    progress: Progress | None,
-) -> None:
+def _collect(session: _Session, outcomes: Iterable[Outcome], progress: Progress) -> None:
     """Log and keep each exposure's outcome as it comes."""
+    store, result = session.store, session.result
     failed_before = store.failures()
     worked: list[Exposure] = []
     for count, (exposure, outcome) in enumerate(outcomes, 1):
         if isinstance(outcome, Record):
-            result.done.append(outcome)
-            for when, text in outcome.steps:
-                _log_at(when, logging.INFO, f"{exposure.name}: {text}")
+            _collect_record(session, exposure, outcome)
             if exposure.name in failed_before:
                 store.forget_failure(exposure.name)
         else:
@@ -387,10 +427,20 @@ def _collect(
             _log_at(time.time(), logging.ERROR, f"{exposure.name}: failed: {reason}")
             _remember_failure(store, exposure.name, reason)
         worked.append(exposure)
-        if progress:
-            progress(count, total)
-    store.remove_leftovers({exposure.name for exposure in worked})
+        progress(count, 0)
+    store.remove_leftovers([e.place for e in worked if e.place], {exposure.name for exposure in worked})
     remove_leftovers(url for exposure in worked for url in exposure.outputs.values())
+
+
+def _collect_record(session: _Session, exposure: Exposure, record: Record) -> None:
+    for when, text in record.steps:
+        _log_at(when, logging.INFO, f"{exposure.name}: {text}")
+    # What is only measured yet is done once its group is combined and its files are written.
+    if "export" in record.seconds:
+        measured = session.measured.pop(exposure.name, None)
+        session.result.done.append(record if measured is None else measured.followed_by(record))
+    else:
+        session.measured[exposure.name] = record
 
 
 def _remember_failure(store: ProgramStore, name: str, reason: str) -> None:

@@ -2,39 +2,36 @@
 
 The two are one task, so that a file is read once and a scheduler has one thing to do for it. It returns a small record
 and never pixels, may run any number of times, and leaves nothing half-written: a worker that dies loses only its own.
+A frame larger than a worker goes through the same functions as Dask arrays, in blocks of rows.
 """
 
 import errno
 import functools
+import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec
+from typing import Any, Concatenate, NamedTuple, ParamSpec
 
-import numpy as np
+import dask
 import tenacity
 import xarray as xr
 from threadpoolctl import ThreadpoolController
 
-from skylevel.allocator import peak_memory
-from skylevel.errors import ClusterError, UnsupportedFrameError
-from skylevel.io import camera, jwst
-from skylevel.io.blocks import Card, Image
+from skylevel.errors import ClusterError, StoreError, UnsupportedFrameError
 from skylevel.io.frame import open_frame
+from skylevel.io.nodes import Chunks, Place
+from skylevel.io.records import is_small, small_values
 from skylevel.io.remote import local_input, local_output
 from skylevel.io.store import ProgramStore
-from skylevel.level import (
-    background_image,
-    estimate_channels,
-    estimate_rows,
-    segment_rows,
-    subtract_channels,
-    subtract_rows,
-)
+from skylevel.jobs import Measured, Writing
+from skylevel.level.arrays import is_lazy, write_chunks
+from skylevel.memory import keep_freed_memory, peak_memory
+from skylevel.program.ledger import Steps
 from skylevel.program.plan import Exposure
-from skylevel.recipes import Channels, Rows
+from skylevel.recipes import cards_of
 from skylevel.version import __version__
 
 P = ParamSpec("P")
@@ -48,8 +45,20 @@ _TRANSIENT_NAMES = (
 _TRANSIENT = {getattr(errno, name) for name in _TRANSIENT_NAMES if hasattr(errno, name)}
 _ATTEMPTS = 4
 
-# Attributes of a frame that the store keeps as facts about the exposure.
+# Attributes of a frame that are no facts about the exposure.
 _NOT_FACTS = ("wcs", "path")
+
+# Of a frame's cards, those that say where on the sky its pixels are.
+_WCS_CARD = re.compile(
+    r"(WCSAXES|WCSNAME|CTYPE|CRPIX|CRVAL|CUNIT|CDELT|CD\d|PC\d|PV\d|PS\d|LONPOLE|LATPOLE|RADESYS|EQUINOX|"
+    r"[AB]P?_(ORDER|\d)|VELOSYS|SPECSYS|NAXIS\d)"
+)
+
+# Computes a list of delayed things, at once.
+Compute = Callable[[list[Any]], Sequence[Any]]
+
+# Bytes of a block of rows of a frame that is done in blocks.
+_BLOCK_BYTES = 32 << 20
 
 
 @dataclass(slots=True)
@@ -76,7 +85,7 @@ class Record:
 
     @property
     def peak_mib(self) -> float:
-        """The most of all stages."""
+        """Return the most of all stages."""
         return max(self.peaks_mib.values(), default=0.0)
 
     def say(self, text: str) -> None:
@@ -91,9 +100,37 @@ class Record:
         self.seconds[name] = round(time.perf_counter() - start, 4)
         self.peaks_mib[name] = round(peak_memory() / (1 << 20), 1)
 
+    def followed_by(self, later: "Record") -> "Record":
+        """Return this record with what was done later."""
+        seconds, peaks = self.seconds | later.seconds, self.peaks_mib | later.peaks_mib
+        seconds["read"] = round(self.seconds.get("read", 0.0) + later.seconds.get("read", 0.0), 4)
+        return Record(self.name, [*self.steps, *later.steps], seconds, peaks)
+
     def metrics(self) -> dict[str, Any]:
-        """The record as the store keeps it."""
+        """Return the times and peaks as the store keeps them."""
         return {"seconds": self.seconds, "peaks_mib": self.peaks_mib}
+
+
+def _here(delayed: list[Any]) -> Sequence[Any]:
+    return dask.compute(*delayed, scheduler="synchronous")
+
+
+class Where(NamedTuple):
+    """What a task must know beside its exposure.
+
+    Attributes
+    ----------
+    store : str
+        URL of the program store.
+    version : str
+        Of skylevel, where the plan was made.
+    group_key : str or None
+        Of the exposure's group, where it has one.
+    """
+
+    store: str
+    version: str
+    group_key: str | None = None
 
 
 def is_transient(error: BaseException | None) -> bool:
@@ -130,21 +167,15 @@ def _thread_pools() -> ThreadpoolController:
 
 
 @task
-def level_exposure(
-    exposure: Exposure, store_url: str, client_version: str, *, measured: bool = False, fresh: bool = False
-) -> Record:
-    """Read an exposure, measure it, store what was measured, and write its FITS files.
+def level_exposure(exposure: Exposure, where: Where, steps: Steps) -> Record:
+    """Do what is left of an exposure: read it, measure it, store what was measured, write its FITS files.
 
     Parameters
     ----------
     exposure : Exposure
-    store_url : str
-    client_version : str
-        Of skylevel, where the plan was made.
-    measured : bool
-        It is measured already: take what the store holds.
-    fresh : bool
-        Detect sources again, whatever mask is stored.
+        With a place, unless its header could not be read.
+    where : Where
+    steps : Steps
 
     Returns
     -------
@@ -156,39 +187,195 @@ def level_exposure(
         The file cannot be read or levelled, the store does not hold what it should, or this worker runs another
         version.
     """
-    require_version(client_version)
-    record = Record(exposure.name)
-    store = ProgramStore(store_url)
+    require_version(where.version)
+    keep_freed_memory()
+    record, store = Record(exposure.name), ProgramStore(where.store)
     with local_input(exposure.source) as path:
         with record.stage("read"):
-            frame = _load(path, exposure)
-            record.say(f"read {_described(frame)}")
-        if measured:
-            estimate = store.read_estimate(exposure.name).load()
-        else:
-            estimate = _measure(exposure, frame, store, record, fresh=fresh)
-        _export(exposure, frame, estimate, record)
-    store.write_export(exposure.name, exposure.export_key, record.metrics())
+            frame = read_frame(path, exposure).load()
+            record.say(f"read {exposure.job.describe(frame)}")
+        leveling = None if Steps.MEASURE in steps else _leveling(exposure, frame, store, steps)
+        if leveling is None:
+            leveling = measure(exposure, frame, store, record, steps)
+        if Steps.EXPORT in steps:
+            _export(exposure, leveling, store, record, where)
     return record
 
 
-def _measure(exposure: Exposure, frame: xr.Dataset, store: ProgramStore, record: Record, *, fresh: bool) -> xr.Dataset:
-    """Measure a frame, and store what was measured."""
+@task
+def export_blocks(exposure: Exposure, where: Where, record: Record) -> Record:
+    """Level an exposure by what the store holds of it, and write it, block of rows by block of rows.
+
+    Parameters
+    ----------
+    exposure : Exposure
+    where : Where
+    record : Record
+        Of what was done before, which this continues.
+
+    Raises
+    ------
+    SkylevelError
+        The file cannot be read, the store holds nothing of it, or this worker runs another version.
+    """
+    require_version(where.version)
+    store = ProgramStore(where.store)
+    frame = in_blocks(read_frame(Path(exposure.source), exposure), exposure)
+    estimate, kept = stored(exposure, store, chunked=True)
+    _export(exposure, Leveling(frame, estimate, kept), store, record, where)
+    return record
+
+
+class Leveling(NamedTuple):
+    """A frame, what was measured of it, and its commit record."""
+
+    frame: xr.Dataset
+    estimate: xr.Dataset
+    kept: dict[str, Any]
+
+
+def read_frame(path: Path, exposure: Exposure) -> xr.Dataset:
+    """Open what is levelled of a file, lazily.
+
+    Raises
+    ------
+    SkylevelError
+        It cannot be read, or its job does not take its kind.
+    """
+    frame, job = open_frame(path), exposure.job
+    if frame.attrs["kind"] != job.kind:
+        raise UnsupportedFrameError(f"{path}: the recipe {job.recipe.name!r} does not level this kind of file")
+    return frame[[job.variable]]
+
+
+def in_blocks(frame: xr.Dataset, exposure: Exposure) -> xr.Dataset:
+    """Return a frame as Dask arrays, in blocks of rows of whole boxes: none waits for another's pixels."""
+    image = frame[exposure.job.variable]
+    side = getattr(exposure.recipe, "box_size", 1)
+    rows = max(_BLOCK_BYTES // (image.dtype.itemsize * image.sizes["x"]) // side, 1) * side
+    return frame.chunk({"y": rows, "x": -1})
+
+
+def measure(
+    exposure: Exposure, frame: xr.Dataset, store: ProgramStore, record: Record, steps: Steps, compute: Compute = _here
+) -> Leveling:
+    """Measure a frame, and store what was measured.
+
+    Parameters
+    ----------
+    exposure : Exposure
+    frame : Dataset
+        In memory; or chunked, when each chunk of what is measured is stored by whoever computes it.
+    store : ProgramStore
+    record : Record
+    steps : Steps
+    compute : callable
+        Computes a list of delayed things, at once.
+
+    Raises
+    ------
+    SkylevelError
+        The frame cannot be levelled, or there is no room for what was measured.
+    """
+    place, job = require_place(exposure, store), exposure.job
     with record.stage("measure"):
-        estimate = _estimate(exposure, frame, None if fresh else store)
-        record.say(_finding(exposure, estimate))
+        detection = None if Steps.DETECT in steps else _detection(exposure, frame, store)
+        estimate = job.estimate(frame, exposure.recipe, detection)
+        if not frame.chunks:
+            record.say(job.finding(estimate, exposure.recipe))
     with record.stage("store"):
-        store.write_estimate(exposure.name, estimate, attributes(exposure, frame, _levels_metrics(estimate), record))
-    return estimate
+        # Delayed ones are computed with the arrays: what both are made from is made once.
+        small = {str(name): v.data for name, v in estimate.items() if is_small(v) and is_lazy(v.data)}
+
+        def write(arrays: list[Chunks]) -> None:
+            writing = [delayed for array in arrays if (delayed := write_chunks(*array)) is not None]
+            if writing or small:
+                computed = compute([*small.values(), *writing])
+                small.update(zip(small, computed, strict=False))
+
+        checksums = store.write_arrays(place, estimate, write)
+        if frame.chunks:
+            estimate = store.open_arrays(place, checksums, chunked=True).assign(
+                {name: (estimate[name].dims, value) for name, value in small.items()}
+            )
+            record.say(job.finding(estimate, exposure.recipe))
+        kept = _commit_record(exposure, frame, estimate, record) | {"checksums": checksums}
+        return Leveling(frame, estimate, store.write_record(place, kept))
 
 
-def _export(exposure: Exposure, frame: xr.Dataset, estimate: xr.Dataset, record: Record) -> None:
-    """Level a frame by what was measured of it, and write its FITS files."""
+def require_place(exposure: Exposure, store: ProgramStore) -> Place:
+    """Return an exposure's place.
+
+    Raises
+    ------
+    StoreError
+        It has none, as its header could not be read when the run was planned, though it can now.
+    """
+    if exposure.place is None:
+        raise StoreError(f"{exposure.source}: {store.url} has no place for it; run the program again")
+    return exposure.place
+
+
+def stored(exposure: Exposure, store: ProgramStore, *, chunked: bool = False) -> tuple[xr.Dataset, dict[str, Any]]:
+    """Return what the store holds of an exposure, lazily, and its commit record.
+
+    Raises
+    ------
+    StoreError
+        It holds nothing, or that is damaged.
+    """
+    place = require_place(exposure, store)
+    kept = store.read_records([place]).get(place)
+    return store.read_estimate(place, kept, chunked=chunked), kept or {}
+
+
+def _leveling(exposure: Exposure, frame: xr.Dataset, store: ProgramStore, steps: Steps) -> Leveling | None:
+    """Return a frame with what is stored of it; None where that is damaged, and to be repaired."""
+    try:
+        estimate, kept = stored(exposure, store)
+        return Leveling(frame, store.load(estimate), kept)
+    except StoreError:
+        if Steps.REPAIR in steps:
+            return None
+        raise
+
+
+def _detection(exposure: Exposure, frame: xr.Dataset, store: ProgramStore) -> xr.Dataset | None:
+    """Return the stored source mask and what found it, where they still hold for an exposure."""
+    if not exposure.recipe.settings_of("mask"):
+        return None
+    try:
+        estimate, kept = stored(exposure, store, chunked=bool(frame.chunks))
+        if kept.get("mask_key") != exposure.mask_key:
+            return None
+        if not frame.chunks:
+            return store.load(estimate)
+        return estimate.chunk({dim: sizes for dim, sizes in frame.chunksizes.items() if dim in estimate.dims})
+    except StoreError:
+        # It is detected anew.
+        return None
+
+
+def _export(exposure: Exposure, leveling: Leveling, store: ProgramStore, record: Record, where: Where) -> None:
+    """Level a frame by what was measured of it, write its files, and note that in its commit record."""
+    group = None
+    if exposure.group:
+        found = store.read_group(*exposure.group)
+        if found is None or found[0] != where.group_key:
+            raise StoreError(f"{exposure.source}: what its group knows is not in {store.url}; run the program again")
+        group = found[1]
+    writing = Writing(exposure.layout, *cards_of(exposure.recipe.provenance()))
+    measured = Measured(
+        job=exposure.job, frame=leveling.frame, estimate=leveling.estimate, recipe=exposure.recipe, group=group,
+        writing=writing,
+    )  # fmt: skip
     with record.stage("export"):
         for kind, url in exposure.outputs.items():
             with local_output(url) as path:
-                _WRITERS[kind](path, exposure, frame, estimate)
+                exposure.job.products[kind].write(path, measured)
             record.say(f"wrote {url}")
+    exported = {"exported": exposure.export_key(where.group_key), "export_metrics": record.metrics()}
+    store.write_record(require_place(exposure, store), leveling.kept | exported)
 
 
 def require_version(client_version: str) -> None:
@@ -199,63 +386,10 @@ def require_version(client_version: str) -> None:
         )
 
 
-def _load(path: Path, exposure: Exposure) -> xr.Dataset:
-    frame = open_frame(path)
-    wanted, kind = {"rows": ("sci", "jwst"), "channels": ("raw", "camera")}[exposure.recipe.name]
-    if frame.attrs["kind"] != kind:
-        raise UnsupportedFrameError(f"{path}: the recipe {exposure.recipe.name!r} does not level this kind of file")
-    return frame[[wanted]].load()
-
-
-def _described(frame: xr.Dataset) -> str:
-    if frame.attrs["kind"] == "jwst":
-        return jwst.size_and_field(frame).split(": ", 1)[-1]
-    pattern = "/".join(frame.attrs["color_filter_array"])
-    return f"{frame.sizes['y']} x {frame.sizes['x']} pixels, colour filters {pattern}"
-
-
-def _estimate(exposure: Exposure, frame: xr.Dataset, store: ProgramStore | None) -> xr.Dataset:
-    """What is measured of a frame, from the mask in `store` where one holds."""
-    recipe = exposure.recipe
-    if isinstance(recipe, Channels):
-        return estimate_channels(frame, recipe)
-    assert isinstance(recipe, Rows)
-    detection = stored_detection(exposure, store) if store else None
-    return estimate_rows(frame, recipe, detection=detection if detection is None else detection.load())
-
-
-def stored_detection(exposure: Exposure, store: ProgramStore) -> xr.Dataset | None:
-    """The stored source mask and what found it, lazily, where they still hold for an exposure."""
-    stored = store.read_attributes(exposure.name)
-    if stored is None or stored.get("mask_key") != exposure.mask_key:
-        return None
-    return store.read_estimate(exposure.name).drop_attrs()
-
-
-def _finding(exposure: Exposure, estimate: xr.Dataset) -> str:
-    """One line on what was measured."""
-    used = float(estimate["exclude_percentile"].max())
-    relaxed = f"; exclude_percentile relaxed to {used:g}" if used > _percentile(exposure) else ""
-    if "row_level" in estimate:
-        levels = estimate["row_level"]
-        masked = 100 * float(estimate["source_mask"].mean())
-        unlevelled = int(levels.isnull().sum())
-        left = f", {unlevelled} left as they were" if unlevelled else ""
-        what = "rows" if "y" in levels.dims else "columns"
-        return f"measured {levels.size} {what}{left}; {masked:.1f} % of the pixels in sources{relaxed}"
-    medians = estimate["background"].median(["mesh_y", "mesh_x"])
-    by_channel = zip(estimate["channel"].values, medians, strict=True)
-    text = ", ".join(f"{channel} {float(median):.1f}" for channel, median in by_channel)
-    return f"measured the background (median, ADU): {text}{relaxed}"
-
-
-def _percentile(exposure: Exposure) -> float:
-    return float(exposure.recipe.to_dict()["exclude_percentile"])
-
-
-def attributes(exposure: Exposure, frame: xr.Dataset, found: dict[str, Any], record: Record) -> dict[str, Any]:
-    """Provenance and metrics of an exposure, as the store keeps them; `found` joins the metrics."""
+def _commit_record(exposure: Exposure, frame: xr.Dataset, estimate: xr.Dataset, record: Record) -> dict[str, Any]:
+    """Return what the store keeps of an exposure beside its arrays: keys, provenance, metrics and WCS."""
     return {
+        "name": exposure.name,
         "key": exposure.key,
         "mask_key": exposure.mask_key,
         "recipe": exposure.recipe.name,
@@ -263,70 +397,9 @@ def attributes(exposure: Exposure, frame: xr.Dataset, found: dict[str, Any], rec
         "settings": exposure.recipe.to_dict(),
         "source": {"path": exposure.source, **exposure.identity},
         "facts": {key: value for key, value in frame.attrs.items() if key not in _NOT_FACTS},
-        "metrics": record.metrics() | found,
+        "wcs": [card.rstrip() for card in str(frame.attrs.get("wcs", "")).split("\n") if _WCS_CARD.match(card)],
+        "metrics": record.metrics() | exposure.job.metrics(estimate),
+        "small": small_values(estimate),
         "skylevel_version": __version__,
     }
 
-
-def _levels_metrics(estimate: xr.Dataset) -> dict[str, Any]:
-    percentile = np.atleast_1d(estimate["exclude_percentile"].values).tolist()
-    if "row_level" not in estimate:
-        return {"exclude_percentile": percentile}
-    return {
-        "exclude_percentile": percentile[0],
-        "masked_fraction": float(estimate["source_mask"].mean()),
-        "unlevelled": int(estimate["row_level"].isnull().sum()),
-        "row_level_std": float(estimate["row_level"].std()),
-    }
-
-
-def _provenance(exposure: Exposure) -> tuple[list[Card], list[str]]:
-    recipe = exposure.recipe
-    cards: list[Card] = [
-        ("SKYLEVEL", __version__, "version of skylevel that levelled this"),
-        ("SKYRECIP", recipe.name, "recipe of skylevel"),
-        ("SKYHASH", recipe.hash[:16], "its hash: SHA-256, first 16 digits"),
-    ]
-    settings = ", ".join(f"{name}={value}" for name, value in recipe.to_dict().items())
-    return cards, [f"skylevel {__version__} {recipe.name}: {settings}"]
-
-
-def _write_levelled(path: Path, exposure: Exposure, frame: xr.Dataset, estimate: xr.Dataset) -> None:
-    if isinstance(exposure.recipe, Channels):
-        write_levelled(path, exposure, frame, subtract_channels(frame, estimate, exposure.recipe).to_numpy())
-    else:
-        write_levelled(path, exposure, frame, subtract_rows(frame, estimate).to_numpy())
-
-
-def write_levelled(path: Path, exposure: Exposure, frame: xr.Dataset, levelled: Image) -> None:
-    """Write a levelled image as the exposure's main output, with its provenance."""
-    cards, history = _provenance(exposure)
-    if isinstance(exposure.recipe, Channels):
-        assert isinstance(levelled, np.ndarray)
-        camera.write_mosaic(path, frame, levelled, cards=cards, history=history, layout=exposure.layout)
-        return
-    write = jwst.write_full if exposure.layout == "full" else jwst.write_primary
-    write(path, frame, levelled, cards=cards, history=history)
-
-
-def _write_segmentation(path: Path, exposure: Exposure, frame: xr.Dataset, estimate: xr.Dataset) -> None:
-    assert isinstance(exposure.recipe, Rows)
-    jwst.write_segmentation(path, frame, segment_rows(frame, estimate, exposure.recipe))
-
-
-def _write_masked(path: Path, _: Exposure, frame: xr.Dataset, estimate: xr.Dataset) -> None:
-    jwst.write_masked(path, frame, estimate["source_mask"].to_numpy())
-
-
-def _write_background(path: Path, exposure: Exposure, frame: xr.Dataset, estimate: xr.Dataset) -> None:
-    assert isinstance(exposure.recipe, Rows | Channels)
-    image = background_image(frame, estimate, exposure.recipe)
-    jwst.write_image(path, frame, image, cards=_provenance(exposure)[0])
-
-
-_WRITERS: dict[str, Callable[[Path, Exposure, xr.Dataset, xr.Dataset], None]] = {
-    "levelled": _write_levelled,
-    "segmentation": _write_segmentation,
-    "masked": _write_masked,
-    "background": _write_background,
-}

@@ -1,8 +1,7 @@
-"""Look at a program through its store: its state, and what was measured across exposures."""
+"""Look at a program through its store: its state, and what was measured across exposures. Needs no cluster."""
 
-import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any
@@ -10,11 +9,27 @@ from typing import Any
 import xarray as xr
 
 from skylevel.errors import StoreError
+from skylevel.io.nodes import RECORD, Place
 from skylevel.io.store import ProgramStore
-from skylevel.program.run import read_plan, store_url, work_left
+from skylevel.program.ledger import Ledger, Steps
+from skylevel.program.plan import Exposure, read_plan, store_url
 
-# Facts that become coordinates along `exposure`.
-_COORDINATES = ("date_obs", "exposure_time", "filter", "pupil", "detector", "iso", "camera")
+# Facts of an exposure that become coordinates along `exposure`, and numbers measured of it that become variables.
+FACTS = {
+    "date_obs": {"long_name": "start of the exposure (of a camera, by its clock)"},
+    "exposure_time": {"units": "s", "long_name": "exposure time"},
+    "filter": {"long_name": "filter"},
+    "pupil": {"long_name": "pupil wheel"},
+    "detector": {"long_name": "detector"},
+    "iso": {"long_name": "ISO speed"},
+    "camera": {"long_name": "camera"},
+}
+METRICS = {
+    "masked_fraction": {"units": "1", "long_name": "share of the pixels in sources"},
+    "unlevelled": {"units": "1", "long_name": "rows or columns left as they were"},
+}
+# Arrays in the units of the exposure.
+_IN_ITS_UNITS = ("row_level", "background", "background_rms")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +42,7 @@ class ExposureState:
 
 
 def program_status(output: str | PathLike[str]) -> list[ExposureState]:
-    """The state of every exposure of a program's last plan, from the store alone.
+    """Return the state of every exposure of a program's last plan, from the store alone.
 
     Raises
     ------
@@ -35,11 +50,10 @@ def program_status(output: str | PathLike[str]) -> list[ExposureState]:
         No program was run into `output`.
     """
     store = ProgramStore(store_url(output))
-    plan = read_plan(store)
     failures = store.failures()
     states = []
-    for name, work in work_left(plan, store).items():
-        if work == "nothing":
+    for name, steps in Ledger(store, read_plan(store)).work_left().items():
+        if steps is Steps.NOTHING:
             states.append(ExposureState(name, "done"))
         elif name in failures:
             states.append(ExposureState(name, "failed", failures[name]))
@@ -49,7 +63,7 @@ def program_status(output: str | PathLike[str]) -> list[ExposureState]:
 
 
 def open_program(output: str | PathLike[str]) -> xr.DataTree:
-    """What was measured, across exposures, lazily.
+    """Return what was measured, across exposures, lazily.
 
     Parameters
     ----------
@@ -60,69 +74,97 @@ def open_program(output: str | PathLike[str]) -> xr.DataTree:
     -------
     DataTree
         A node for each kind of exposure: ``/<detector>/<filter>``, or for raws ``/<camera>``; where what was measured
-        differs in its shape, ``/<detector>/<filter>/<shape>``. Each is a Dataset with the dimension `exposure` and the
+        differs in its form, ``/<detector>/<filter>/<form>``. Each is a Dataset with the dimension `exposure` and the
         exposures' names and header facts as coordinates; a fact that only some headers have is empty or NaN elsewhere.
+        What is not measured is left out.
 
     Raises
     ------
     StoreError
         No exposure is measured there.
+
+    Notes
+    -----
+    ``xarray.open_datatree(".../program.zarr", engine="zarr")`` shows the same arrays, every place of them, with the
+    form as a level of its own.
     """
     store = ProgramStore(store_url(output))
-    groups: dict[str, list[_Measured]] = defaultdict(list)
-    for name in store.names():
-        attributes = store.read_attributes(name)
-        if attributes is not None:
-            estimate = store.read_estimate(name).chunk().drop_attrs()
-            groups[_node(attributes["facts"])].append(_Measured(name, attributes["facts"], estimate))
-    if not groups:
+    ledger = Ledger(store, read_plan(store)) if store.has_plan() else None
+    measured: dict[str, list[Exposure]] = defaultdict(list)
+    for exposure in ledger.measured() if ledger else ():
+        if exposure.place:
+            measured[exposure.place.node].append(exposure)
+    if not ledger or not measured:
         raise StoreError(f"{store.url}: holds no measured exposure")
-    return xr.DataTree.from_dict(dict(_nodes(groups)))
+    tree = xr.open_datatree(store.url, engine="zarr", chunks={})
+    nodes = {node: _stacked(tree[node].to_dataset(), measured[node], ledger.records) for node in sorted(measured)}
+    return xr.DataTree.from_dict(dict(_named(nodes)))
 
 
-@dataclass(frozen=True, slots=True)
-class _Measured:
-    """One exposure's name, header facts and estimate."""
+def describe_program(store: ProgramStore, plan: Sequence[Exposure]) -> None:
+    """Write what is known of the measured exposures beside their arrays, for any client to see; the driver's last step.
 
-    name: str
-    facts: dict[str, Any]
-    estimate: xr.Dataset
-
-
-def _node(facts: dict[str, Any]) -> str:
-    parts = [facts.get("detector"), facts.get("filter")] if facts["kind"] == "jwst" else [facts.get("camera", "camera")]
-    return "/".join(str(part).replace("/", "-") for part in parts if part) or "unknown"
-
-
-def _nodes(groups: dict[str, list[_Measured]]) -> Iterator[tuple[str, xr.Dataset]]:
-    for node, exposures in groups.items():
-        by_shape: dict[str, list[_Measured]] = defaultdict(list)
-        for exposure in exposures:
-            by_shape[_shape(exposure.estimate)].append(exposure)
-        for shape, alike in by_shape.items():
-            yield f"/{node}" if len(by_shape) == 1 else f"/{node}/{shape}", _stacked(alike)
+    Parameters
+    ----------
+    store : ProgramStore
+    plan : sequence of Exposure
+        All that the store has places for.
+    """
+    with store.locked():
+        nodes: dict[str, list[Exposure]] = defaultdict(list)
+        for exposure in plan:
+            if exposure.place:
+                nodes[exposure.place.node].append(exposure)
+        for node, exposures in nodes.items():
+            records = store.read_records(exposure.place for exposure in exposures if exposure.place)
+            store.describe(node, _facts(exposures, records), _attributes(records))
+        store.finish()
 
 
-def _shape(estimate: xr.Dataset) -> str:
-    """Text that estimates share which can be stacked: size of the frame and the mesh, direction or channels."""
-    sizes = estimate.sizes
-    frame = [f"{sizes['y']}x{sizes['x']}"] if "y" in sizes else []
-    columns = ["columns"] if "row_level" in estimate and "x" in estimate["row_level"].dims else []
-    channels = ["".join(estimate["channel"].values)] if "channel" in estimate else []
-    return "-".join([*frame, f"mesh{sizes['mesh_y']}x{sizes['mesh_x']}", *columns, *channels])
+def _facts(exposures: Sequence[Exposure], records: Mapping[Place, Mapping[str, Any]]) -> dict[str, list[Any]]:
+    count = max(exposure.place.index for exposure in exposures if exposure.place) + 1
+    by_index: list[Mapping[str, Any]] = [{} for _ in range(count)]
+    for place, record in records.items():
+        by_index[place.index] = record
+    values = {key: [record.get("facts", {}).get(key) for record in by_index] for key in FACTS}
+    values |= {key: [record.get("metrics", {}).get(key) for record in by_index] for key in METRICS}
+    return {key: found for key, found in values.items() if any(value is not None for value in found)}
 
 
-def _stacked(alike: Sequence[_Measured]) -> xr.Dataset:
-    estimates = [exposure.estimate.expand_dims(exposure=[exposure.name]) for exposure in alike]
-    stacked = xr.concat(estimates, dim="exposure", join="exact")
-    known = [key for key in _COORDINATES if any(key in exposure.facts for exposure in alike)]
-    labels = {key: ("exposure", _fact(key, alike)) for key in known}
-    units = {exposure.facts.get("unit", "") for exposure in alike}
-    return stacked.assign_coords(labels).assign_attrs(unit=units.pop() if len(units) == 1 else "")
+def _attributes(records: Mapping[Place, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    units = {str(record.get("facts", {}).get("unit", "")) for record in records.values()}
+    unit = {"units": units.pop() if len(units) == 1 else ""}
+    return {**FACTS, **METRICS, **dict.fromkeys(_IN_ITS_UNITS, unit)}
 
 
-def _fact(key: str, exposures: Sequence[_Measured]) -> list[Any]:
-    """A fact of each exposure; where its header does not have it, NaN for a number and else nothing."""
-    values = [exposure.facts.get(key) for exposure in exposures]
-    is_text = any(isinstance(value, str) for value in values)
-    return [("" if is_text else math.nan) if value is None else value for value in values]
+def _stacked(node: xr.Dataset, measured: Sequence[Exposure], records: Mapping[str, Mapping[str, Any]]) -> xr.Dataset:
+    """Return a node's measured exposures, by name, with what their records alone hold."""
+    in_order = sorted(measured, key=lambda exposure: exposure.name)
+    places = [exposure.place.index for exposure in in_order if exposure.place]
+    dataset = node.drop_vars(RECORD)
+    if places != list(range(dataset.sizes["exposure"])):
+        dataset = dataset.isel(exposure=places)
+    of_records = [records[exposure.name] for exposure in in_order]
+    units = {str(record["facts"].get("unit", "")) for record in of_records}
+    facts = [name for name in FACTS if name in dataset]
+    small = {
+        name: (("exposure", *dims), [record["small"][name][1] for record in of_records])
+        for name, (dims, *_) in of_records[0]["small"].items()
+        if all(name in record["small"] for record in of_records)
+    }
+    return (
+        dataset.assign(small)
+        .assign_coords(exposure=[exposure.name for exposure in in_order])
+        .set_coords(facts)
+        .assign_attrs(unit=units.pop() if len(units) == 1 else "")
+    )
+
+
+def _named(nodes: Mapping[str, xr.Dataset]) -> Iterator[tuple[str, xr.Dataset]]:
+    """Yield each node without its form where it is the only one of its instrument and filter."""
+    forms = defaultdict(list)
+    for path in nodes:
+        forms[path.rpartition("/")[0]].append(path)
+    for instrument, paths in forms.items():
+        for path in paths:
+            yield f"/{instrument if len(paths) == 1 else path}", nodes[path]

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from typing import Any
 
 
-def wrap(call: Callable[[], Any]) -> bytes:
-    """Pack a call, such as a ``functools.partial``, for `unwrap`."""
+def seal(call: Callable[[], Any]) -> bytes:
+    """Return a call, such as a ``functools.partial``, as bytes for `open_sealed`."""
     return pickle.dumps(call)
 
 
-def unwrap(parcel: bytes) -> Any:
-    """Make the call that `wrap` packed."""
-    return pickle.loads(parcel)()
+def open_sealed(sealed: bytes) -> Any:
+    """Make the call that `seal` packed."""
+    return pickle.loads(sealed)()

@@ -1,4 +1,4 @@
-"""The Dask plumbing of `skylevel.level`."""
+"""The verbs in which the methods are written, for NumPy and Dask arrays alike."""
 
 import dask.array as da
 import numpy as np
@@ -6,8 +6,8 @@ import pytest
 from distributed import Client
 
 from scenes import make_frame, make_scene
-from skylevel.chunked import read_again
 from skylevel.level import level_rows
+from skylevel.level.arrays import read_again
 
 IMAGE = np.random.default_rng(2).normal(100, 5, (60, 70))
 

@@ -1,0 +1,63 @@
+"""The channel job: camera raws lose a smooth background of each colour."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import xarray as xr
+
+from skylevel.io.camera import write_mosaic
+from skylevel.jobs.job import Alone, Facts, Product, Writing, write_levelled
+from skylevel.jobs.meshes import percentiles, relaxed, write_background
+from skylevel.level.channels import estimate_channels, subtract_channels
+from skylevel.recipes import Channels, Recipe
+
+
+class ChannelsJob(Alone):
+    """See `skylevel.jobs.job.Job`."""
+
+    recipe: ClassVar[type[Recipe]] = Channels
+    kind = "camera"
+    variable = "raw"
+    products: ClassVar[Mapping[str, Product]] = {
+        "levelled": Product("{stem}.bkg_subtracted.fits", write_levelled),
+        "background": Product("{stem}.bkg_background.fits", write_background, 12),
+    }
+    # Sensor, its copy, and what is written; rounded up from measurements.
+    bytes_per_pixel = 10
+    stored_bytes_per_pixel = 0.0
+    # LibRaw unpacks a raw in one piece.
+    in_blocks = False
+
+    def copied_bytes(self, size: int, facts: Facts, layout: str) -> int:  # noqa: ARG002
+        """Nothing of a raw is copied."""
+        return 0
+
+    def describe(self, frame: xr.Dataset) -> str:
+        """Return size and pattern."""
+        pattern = "/".join(frame.attrs["color_filter_array"])
+        return f"{frame.sizes['y']} x {frame.sizes['x']} pixels, colour filters {pattern}"
+
+    def estimate(self, frame: xr.Dataset, recipe: Channels, detection: xr.Dataset | None) -> xr.Dataset:  # noqa: ARG002
+        """Measure the channels' backgrounds; there is no mask to take over."""
+        return estimate_channels(frame, recipe)
+
+    def subtract(  # noqa: D102
+        self, frame: xr.Dataset, estimate: xr.Dataset, recipe: Channels, group: xr.Dataset | None  # noqa: ARG002
+    ) -> xr.DataArray:
+        return subtract_channels(frame, estimate, recipe)
+
+    def write_levelled(self, path: Path, frame: xr.Dataset, levelled: xr.DataArray, writing: Writing) -> None:
+        """Write the mosaic with the keywords that raw-aware programs look for."""
+        write_mosaic(path, frame, levelled.to_numpy(), **writing._asdict())
+
+    def finding(self, estimate: xr.Dataset, recipe: Channels) -> str:
+        """Say each channel's background."""
+        medians = estimate["background"].median(["mesh_y", "mesh_x"])
+        by_channel = zip(estimate["channel"].values, medians, strict=True)
+        text = ", ".join(f"{channel} {float(median):.1f}" for channel, median in by_channel)
+        return f"measured the background (median, ADU): {text}{relaxed(estimate, recipe.exclude_percentile)}"
+
+    def metrics(self, estimate: xr.Dataset) -> dict[str, Any]:
+        """Return the exclusion that was used."""
+        return {"exclude_percentile": percentiles(estimate)}

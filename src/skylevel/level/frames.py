@@ -1,0 +1,79 @@
+"""What a frame must have to be levelled."""
+
+import numpy as np
+import xarray as xr
+
+from skylevel.errors import UnsupportedFrameError
+from skylevel.kernels.pattern import ColorPattern
+
+MESH_DIMS = ("mesh_y", "mesh_x")
+
+
+def science_image(frame: xr.Dataset) -> xr.DataArray:
+    """Return a frame's `sci` (y, x).
+
+    Raises
+    ------
+    UnsupportedFrameError
+        It has none.
+    """
+    return _variable(frame, "sci", "rows are levelled in science images")
+
+
+def raw_mosaic(frame: xr.Dataset) -> xr.DataArray:
+    """Return a frame's `raw` (y, x).
+
+    Raises
+    ------
+    UnsupportedFrameError
+        It has none.
+    """
+    return _variable(frame, "raw", "channels are levelled in camera raws")
+
+
+def color_pattern(frame: xr.Dataset) -> ColorPattern:
+    """Return the colour-filter array of a frame.
+
+    Raises
+    ------
+    UnsupportedFrameError
+        It has none.
+    """
+    rows = frame.attrs.get("color_filter_array")
+    if not rows:
+        raise UnsupportedFrameError(
+            f"{frame_name(frame)}: no color_filter_array; only camera raws have channels to level"
+        )
+    return ColorPattern.of(rows)
+
+
+def frame_name(frame: xr.Dataset) -> str:
+    """Return the path of a frame's file, to name it in a message."""
+    return str(frame.attrs.get("path", "frame"))
+
+
+def mesh_coordinates(shape: tuple[int, int], box_size: tuple[int, int]) -> dict[str, xr.Variable]:
+    """Return the coordinates of a mesh: the pixel, counted from 0, at the centre of each box.
+
+    Parameters
+    ----------
+    shape, box_size : tuple of int
+        Of the image, and of a box (y, x), in pixels.
+    """
+    counts = mesh_shape(shape, box_size)
+    coordinates = {}
+    for dim, n, side in zip(MESH_DIMS, counts, box_size, strict=True):
+        about = {"units": "pixel", "long_name": f"{dim[-1]} of a box's centre"}
+        coordinates[dim] = xr.Variable((dim,), (np.arange(n) + 0.5) * side - 0.5, about)
+    return coordinates
+
+
+def mesh_shape(shape: tuple[int, ...], box_size: tuple[int, int]) -> tuple[int, int]:
+    """Return how many boxes (mesh_y, mesh_x) an image (y, x) has."""
+    return -(-shape[0] // box_size[0]), -(-shape[1] // box_size[1])
+
+
+def _variable(frame: xr.Dataset, name: str, wanted: str) -> xr.DataArray:
+    if name not in frame:
+        raise UnsupportedFrameError(f"{frame_name(frame)}: has no {name!r}; {wanted}")
+    return frame[name]

@@ -1,0 +1,174 @@
+"""The row method: from each detector row, the median of its source-free pixels."""
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from skylevel.kernels.mesh import Clipping, Mesh, box_statistics, clip_box_size
+from skylevel.kernels.sources import Detection, above_threshold, connected, smooth
+from skylevel.kernels.stripes import row_level
+from skylevel.kernels.tile import Tile
+from skylevel.level.arrays import Array, Output, gather, later, map_rows, map_tiles
+from skylevel.level.background import box_output, finished_mesh, measure_boxes, mesh_dataset, mesh_fields
+from skylevel.level.frames import science_image
+from skylevel.level.images import levels_images
+from skylevel.recipes import Rows
+
+# Rounds of sigma clipping: the default of photutils' Background2D.
+_ROUNDS = 10
+
+_MASK_ABOUT = {"long_name": "pixels of sources"}
+
+
+@levels_images
+def level_rows(frame: xr.Dataset, recipe: Rows | None = None) -> xr.Dataset:
+    """Subtract from each detector row the median of its source-free pixels.
+
+    Parameters
+    ----------
+    frame : Dataset, ndarray (y, x) or NDData
+        A Dataset with `sci` (y, x), as `skylevel.open_frame` gives; not modified. An array or an ``NDData`` (such as
+        ``CCDData``) is levelled as an image without header; masked pixels of an ``NDData`` do not count.
+    recipe : Rows, optional
+        By default the method of the NIRCam notebook.
+
+    Returns
+    -------
+    Dataset
+        The frame's other variables and attributes, and ``sci`` (y, x), levelled, in its own dtype and units, with
+        what `estimate_rows` measured. Lazy where the frame is chunked, with the same bits for any chunks. Of an array
+        or ``NDData``, the levelled image as the same.
+
+    Raises
+    ------
+    NoBackgroundError
+        No pixel of the frame is finite. A lazy result raises it when it is computed.
+    UnsupportedFrameError
+        The frame has no `sci`.
+    """
+    recipe = recipe or Rows()
+    estimate = estimate_rows(frame, recipe)
+    levelled = frame.assign({"sci": subtract_rows(frame, estimate), **estimate.data_vars})
+    return levelled.assign_coords(estimate.coords).assign_attrs(recipe.provenance())
+
+
+def estimate_rows(frame: xr.Dataset, recipe: Rows, *, detection: xr.Dataset | None = None) -> xr.Dataset:
+    """Measure what `level_rows` subtracts: the source mask, the background that found it, the level of each row.
+
+    Parameters
+    ----------
+    frame : Dataset
+        With `sci` (y, x).
+    recipe : Rows
+    detection : Dataset, optional
+        An earlier estimate of the same frame, whose mask and background are taken over; only the levels are new.
+
+    Returns
+    -------
+    Dataset
+        ``source_mask`` (y, x) bool; ``background`` and ``background_rms`` (mesh_y, mesh_x) float32; ``row_level`` (y,)
+        or, where the stripes are vertical, (x,), in the units and dtype of `sci`, NaN where no pixel was left;
+        ``exclude_percentile`` () the exclusion that left a box.
+    """
+    image = science_image(frame)
+    found = detect_rows(frame, recipe) if detection is None else detection
+    dim = stripe_dim(frame, recipe)
+    levels = _levels(image.data, found["source_mask"].data, dim, recipe)
+    about = {"units": image.attrs.get("units", ""), "long_name": f"level of each {'row' if dim == 'y' else 'column'}"}
+    return found.drop_vars("row_level", errors="ignore").assign(row_level=((dim,), levels, about))
+
+
+def detect_rows(frame: xr.Dataset, recipe: Rows) -> xr.Dataset:
+    """Find the sources: the first half of `estimate_rows`, ``source_mask`` and the background that found them."""
+    image = science_image(frame)
+    box_size = clip_box_size(recipe.box_size, image.shape)
+    mesh = _mesh(image.data, box_size, recipe)
+    background = mesh_dataset(mesh_fields(mesh, image.shape, box_size), image, box_size)
+    mask = _source_mask(image.data, background, box_size, recipe)
+    return background.assign(source_mask=(("y", "x"), mask, _MASK_ABOUT))
+
+
+def subtract_rows(frame: xr.Dataset, estimate: xr.Dataset) -> xr.DataArray:
+    """Return the frame's `sci` less its row levels; a row without a level keeps its values."""
+    image = science_image(frame)
+    levelled = image - estimate["row_level"].fillna(0).astype(image.dtype)
+    return levelled.transpose(*image.dims).assign_attrs(image.attrs)
+
+
+def stripe_dim(frame: xr.Dataset, recipe: Rows) -> str:
+    """Return the dimension whose every index has a level: "y" for horizontal stripes, "x" for vertical ones."""
+    return stripe_dim_of(frame.attrs.get("fast_axis"), recipe)
+
+
+def stripe_dim_of(fast_axis: int | None, recipe: Rows) -> str:
+    """Return the same from the header's FASTAXIS alone.
+
+    Stripes run along the detector's fast axis, which is x for FASTAXIS = 1 or -1 and y for 2 or -2.
+    """
+    if recipe.axis == "auto":
+        return "x" if abs(fast_axis or 1) == 2 else "y"
+    return {"rows": "y", "columns": "x"}[recipe.axis]
+
+
+def segment_rows(frame: xr.Dataset, estimate: xr.Dataset, recipe: Rows) -> NDArray[np.uint32]:
+    """Return the notebook's segmentation product: the sources of an estimate's mask, deblended, numbered from 1.
+
+    Parameters
+    ----------
+    frame, estimate : Dataset
+        In memory; `estimate` as `estimate_rows` gave it for the frame.
+    recipe : Rows
+
+    Returns
+    -------
+    ndarray (y, x) uint32
+        0 where there is no source.
+
+    Notes
+    -----
+    Deblending parts sources that touch; it never changes which pixels are masked, so only this product needs it.
+    """
+    # Importing photutils' segmentation takes as long as everything else together, and few ask for this product.
+    from skylevel.kernels.deblending import deblend  # noqa: PLC0415
+
+    smoothed = smooth(science_image(frame).to_numpy(), fwhm=recipe.kernel_fwhm, size=recipe.kernel_size)
+    mask = estimate["source_mask"].to_numpy()
+    return deblend(smoothed, mask, n_pixels=recipe.n_pixels, n_levels=recipe.n_levels, contrast=recipe.contrast)
+
+
+def _mesh(image: Array, box_size: tuple[int, int], recipe: Rows) -> Any:
+    clipping = Clipping(recipe.sigma_clip, _ROUNDS, "median")
+    statistics = measure_boxes(_statistics, image, box_size, clipping, output=box_output(box_size))
+    settings = {
+        "box_n_pixels": box_size[0] * box_size[1],
+        "exclude_percentile": recipe.exclude_percentile,
+        "filter_size": recipe.filter_size,
+    }
+    return finished_mesh(statistics, settings)
+
+
+def _statistics(tile: Tile, box_size: tuple[int, int], clipping: Clipping) -> NDArray[np.float64]:
+    return np.stack(box_statistics(tile.core_pixels(), box_size=box_size, clipping=clipping))
+
+
+def _source_mask(image: Array, background: xr.Dataset, box_size: tuple[int, int], recipe: Rows) -> Array:
+    detection = Detection(recipe.threshold, recipe.kernel_fwhm, recipe.kernel_size, recipe.n_pixels)
+    names = ("background", "background_rms", "exclude_percentile")
+    # In one piece, so that every tile refers to the one mesh.
+    mesh = later(Mesh, *(gather(background[name].data) for name in names))
+    # Whether a pixel stays is decided within n - 1 steps of it, and each of those pixels is smoothed.
+    halo = recipe.n_pixels - 1 + recipe.kernel_size // 2
+    return map_tiles(_mask, image, mesh, box_size, detection, output=Output(np.bool_), halo=halo)
+
+
+def _mask(tile: Tile, mesh: Mesh, box_size: tuple[int, int], detection: Detection) -> NDArray[np.bool_]:
+    above = above_threshold(tile.pixels, mesh, detection, box_size=box_size, origin=tile.origin)
+    return tile.trim(connected(above, detection.n_pixels))
+
+
+def _levels(image: Array, mask: Array, dim: str, recipe: Rows) -> Array:
+    level = partial(row_level, positive_only=recipe.positive_only)
+    return map_rows(level, image, mask) if dim == "y" else map_rows(level, image.T, mask.T)

@@ -1,0 +1,46 @@
+"""What a program's exposures know together: a group's small arrays in, one result for the group back into the store."""
+
+from skylevel.errors import StoreError
+from skylevel.io.store import ProgramStore
+from skylevel.program.ledger import Group
+from skylevel.program.plan import Exposure
+from skylevel.program.tasks import require_version
+
+
+def combine_group(group: Group, members: list[Exposure], key: str, url: str, version: str) -> int:
+    """Combine a group of measured exposures, and store the result under the key of its members.
+
+    Parameters
+    ----------
+    group : tuple of str
+        Node and name.
+    members : list of Exposure
+        Measured, of one recipe.
+    key : str
+        Of the members; part of their export keys, so that one that joins later makes the group's outputs stale.
+    url : str
+        Of the store.
+    version : str
+        Of skylevel, where the plan was made.
+
+    Returns
+    -------
+    int
+        How many were combined.
+
+    Raises
+    ------
+    SkylevelError
+        What is stored of a member is damaged, or this worker runs another version.
+    """
+    require_version(version)
+    store, job, recipe = ProgramStore(url), members[0].job, members[0].recipe
+    node = group[0]
+    places = sorted(member.place.index for member in members if member.place)
+    try:
+        together = store.open_node(node).isel(exposure=places)
+        result = job.combine(together, recipe).load()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise StoreError(f"{url}: what it holds of the group {group[1]} is damaged: {error}") from error
+    store.write_group(node, group[1], result, key)
+    return len(places)

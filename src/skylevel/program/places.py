@@ -1,0 +1,92 @@
+"""Where in the store each exposure stands: places that stay, room for new ones, and none that two could share."""
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from skylevel.errors import StoreError
+from skylevel.io.nodes import Layout, Place
+from skylevel.io.store import ProgramStore
+from skylevel.jobs.form import layout_of
+from skylevel.program.ledger import Ledger, Steps
+from skylevel.program.plan import Exposure, plan_index, read_plan
+
+log = logging.getLogger("skylevel")
+
+
+def settle(plan: Sequence[Exposure], store: ProgramStore) -> list[Exposure]:
+    """Give every exposure its place, make room for it, and write the plan into the store.
+
+    What earlier runs into the same output measured beside it stays. Several processes may do this at once with the
+    same plan, as the shares of a job array do: one at a time, and the others find it done.
+
+    Returns
+    -------
+    list of Exposure
+        The plan, with places.
+    """
+    with store.locked():
+        earlier = earlier_plan(store)
+        placed = with_places(plan, earlier)
+        names = {exposure.name for exposure in placed}
+        ledger = Ledger(store, [exposure for exposure in earlier if exposure.name not in names])
+        whole = in_order([*ledger.measured(), *placed])
+        layouts, held = _room_for(whole)
+        counts = {node: len(names) for node, names in held.items()}
+        if whole != in_order(earlier) or not store.has_room(layouts, counts):
+            store.prepare(layouts, held)
+            store.write_plan(plan_index(whole))
+    return placed
+
+
+def work_left(plan: Sequence[Exposure], store: ProgramStore) -> dict[str, Steps]:
+    """Return what is left to do for each exposure of a plan, by name, as the store stands now; nothing is written."""
+    return Ledger(store, with_places(plan, earlier_plan(store))).work_left()
+
+
+def earlier_plan(store: ProgramStore) -> list[Exposure]:
+    """Return the plan of an earlier run; where it is damaged or of another format, none, with a warning."""
+    if not store.has_plan():
+        return []
+    try:
+        return read_plan(store)
+    except StoreError as error:
+        log.warning("%s", error)
+        return []
+
+
+def with_places(plan: Sequence[Exposure], earlier: Iterable[Exposure]) -> list[Exposure]:
+    """Return the plan with a place for each exposure: its earlier one where it still fits, else the next free one."""
+    taken = {exposure.name: exposure.place for exposure in earlier if exposure.place}
+    nodes = {exposure.name: layout_of(exposure.recipe, exposure.facts).path for exposure in plan if exposure.facts}
+    kept = {name: place for name, place in taken.items() if nodes.get(name, place.node) == place.node}
+    used = set(kept.values())
+    free: dict[str, int] = {}
+    placed = []
+    for exposure in plan:
+        node = nodes.get(exposure.name)
+        place = kept.get(exposure.name) if node else None
+        while node and place is None:
+            index = free.get(node, 0)
+            free[node] = index + 1
+            place = Place(node, index) if Place(node, index) not in used else None
+        placed.append(replace(exposure, place=place))
+    return placed
+
+
+def in_order(plan: Iterable[Exposure]) -> list[Exposure]:
+    """Return exposures sorted by name."""
+    return sorted(plan, key=lambda exposure: exposure.name)
+
+
+def _room_for(plan: Sequence[Exposure]) -> tuple[dict[str, Layout], dict[str, list[str]]]:
+    """Return the layout of each node, and the exposure at each of its places; empty text where there is none."""
+    layouts: dict[str, Layout] = {}
+    held: dict[str, dict[int, str]] = {}
+    for exposure in plan:
+        if exposure.place and exposure.facts:
+            node, index = exposure.place
+            layouts.setdefault(node, layout_of(exposure.recipe, exposure.facts))
+            held.setdefault(node, {})[index] = exposure.name
+    names = {node: [some.get(index, "") for index in range(max(some) + 1)] for node, some in held.items()}
+    return layouts, names
