@@ -16,8 +16,11 @@ from distributed import Client
 
 import skylevel as sl
 from programs import (
+    chunks_of,
     image_of,
+    measured_in,
     pixels_of,
+    record_of,
     skylevel,
     skylevel_here,
     stamps,
@@ -27,7 +30,6 @@ from programs import (
     write_truncated,
 )
 from scenes import DATA
-from skylevel.io.store import ProgramStore
 
 ANSI = re.compile(r"\x1b\[")
 
@@ -61,6 +63,12 @@ def output(done: tuple[Path, Any], tmp_path: Path) -> Path:
     index = tmp_path / "out" / "program.zarr" / "plan.json"
     index.write_text(index.read_text().replace(str(done[0]), str(tmp_path / "out")))
     return tmp_path / "out"
+
+
+def arrays_of(output: Path) -> dict[str, tuple[int, int]]:
+    """Time of change and inode of every file of the store but commit records and what is told of all exposures."""
+    chunks = [path for name in measured_in(output) for kind, path in chunks_of(output, name).items() if kind != "record"]
+    return {str(path): (path.stat().st_mtime_ns, path.stat().st_ino) for path in chunks}
 
 
 def everything(output: Path) -> dict[str, tuple[int, int]]:
@@ -132,7 +140,7 @@ class TestRun:
         """Not to the folder in which the workers were started."""
         monkeypatch.chdir(tmp_path)
         assert skylevel("run", program, "--cluster", cluster).returncode == 0
-        assert ProgramStore(str(tmp_path / "skylevel-output" / "program.zarr")).names() == ["e00", "e01", "night"]
+        assert measured_in(tmp_path / "skylevel-output") == ["e00", "e01", "night"]
         assert skylevel("status").stdout.startswith("skylevel-output: 3 done, 0 failed, 0 left")
 
     def test_long_paths_are_printed_whole(self, program: Path, tmp_path: Path) -> None:
@@ -172,7 +180,7 @@ class TestOptions:
     def test_settings_apply_where_they_exist(self, program: Path, tmp_path: Path) -> None:
         settings = ("--set", "rows.box_size=40", "--set", "threshold=3", "--set", "channels.box_size=60")
         assert skylevel_here("run", program, "--output", tmp_path, "--partition", "1/1", *settings) == 0
-        stored = {name: ProgramStore(str(tmp_path / "program.zarr")).read_attributes(name) for name in ("e00", "night")}
+        stored = {name: record_of(tmp_path, name) for name in ("e00", "night")}
         assert stored["e00"]["recipe_hash"] == sl.Rows(box_size=40, threshold=3).hash
         assert stored["night"]["recipe_hash"] == sl.Channels(box_size=60).hash
 
@@ -203,20 +211,18 @@ class TestOptions:
         source = program / ("e00.fits" if recipe == "rows" else "night.dng")
         run = ("run", source, "--output", tmp_path / "out", "--partition", "1/1", "--config", tmp_path / "mine.toml")
         assert skylevel_here(*run) == 0
-        store = ProgramStore(str(tmp_path / "out" / "program.zarr"))
-        assert store.read_attributes(source.stem)["recipe_hash"] == expected.hash
+        assert record_of(tmp_path / "out", source.stem)["recipe_hash"] == expected.hash
         edited = process.stdout.replace("box_size = ", "box_size = 1")
         (tmp_path / "mine.toml").write_text(edited)
         assert skylevel_here(*run, "--set", "exclude_percentile=100") == 0
         changed = expected.replace({"box_size": int(f"1{expected.box_size}"), "exclude_percentile": 100})
-        assert store.read_attributes(source.stem)["recipe_hash"] == changed.hash
+        assert record_of(tmp_path / "out", source.stem)["recipe_hash"] == changed.hash
 
     def test_a_preset_by_name(self, program: Path, tmp_path: Path) -> None:
         run = ("run", program, "--output", tmp_path, "--partition", "1/1")
         assert skylevel_here(*run, "--preset", "planes") == 0
-        stored = ProgramStore(str(tmp_path / "program.zarr"))
-        assert stored.read_attributes("night")["settings"]["method"] == "planes"
-        assert stored.read_attributes("e00")["recipe_hash"] == sl.Rows().hash
+        assert record_of(tmp_path, "night")["settings"]["method"] == "planes"
+        assert record_of(tmp_path, "e00")["recipe_hash"] == sl.Rows().hash
         assert 'method = "planes"' in skylevel("config", "channels", "--preset", "planes").stdout
 
 
@@ -373,16 +379,16 @@ class TestStatusAndExport:
         assert left == "  left  e01"
 
     def test_export_writes_the_files_again(self, output: Path, cluster: str) -> None:
-        pixels, measured = pixels_of(output), stamps(output / "program.zarr" / "exposures")
+        pixels, measured = pixels_of(output), arrays_of(output)
         for path in output.glob("*.fits"):
             path.unlink()
         process = skylevel("export", output, "--cluster", cluster)
         assert process.returncode == 0
         assert pixels_of(output) == pixels
-        assert stamps(output / "program.zarr" / "exposures") == measured
+        assert arrays_of(output) == measured
 
     def test_export_names_what_is_not_measured(self, output: Path, cluster: str) -> None:
-        shutil.rmtree(output / "program.zarr" / "exposures" / "e01")
+        chunks_of(output, "e01")["record"].unlink()
         process = skylevel("export", output, "--cluster", cluster)
         assert process.returncode == 1
         assert re.search(r"^failed: .*/e01\.fits: not measured yet: run the program again$", process.stderr, re.M)

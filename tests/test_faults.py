@@ -23,7 +23,7 @@ import psutil
 import pytest
 from distributed import Client, Future, KilledWorker, LocalCluster
 
-from programs import finish, image_of, pixels_of, skylevel, start_skylevel, write_exposures
+from programs import finish, image_of, measured_in, pixels_of, skylevel, start_skylevel, write_exposures
 from skylevel.io.store import ProgramStore
 from skylevel.program.fan_out import fan_out
 from skylevel.program.plan import make_plan
@@ -145,10 +145,9 @@ def assert_survivors(output: Path, undisturbed: dict[str, bytes]) -> None:
 def assert_whole(output: Path, undisturbed: dict[str, bytes]) -> None:
     """Every exposure is there, as in an undisturbed run, and nothing else is."""
     assert pixels_of(output) == undisturbed
-    store = ProgramStore(str(output / "program.zarr"))
-    assert [name for name in store.names() if store.read_attributes(name)] == NAMES
-    assert store.failures() == {}
-    hidden = [path for path in output.rglob(".*") if path.name.endswith((".tmp", ".old"))]
+    assert measured_in(output) == NAMES
+    assert ProgramStore(str(output / "program.zarr")).failures() == {}
+    hidden = [path for path in output.rglob("*") if path.name.endswith((".tmp", ".partial", "lock"))]
     assert hidden == []
 
 

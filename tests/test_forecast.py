@@ -26,13 +26,16 @@ LEVEL_ONE = """
 import json, sys
 import skylevel, skylevel.io.frame
 from skylevel.memory import peak_memory
-from skylevel.program.plan import make_plan
-from skylevel.program.run import store_url
-from skylevel.program.tasks import level_exposure
+from skylevel.io.store import ProgramStore
+from skylevel.program.ledger import Steps
+from skylevel.program.places import settle
+from skylevel.program.plan import make_plan, store_url
+from skylevel.program.tasks import Where, level_exposure
 imported = peak_memory()
 source, output, keep = sys.argv[1:]
 (exposure,) = make_plan([source], output, keep=[word for word in keep.split(",") if word])
-level_exposure(exposure, store_url(output), skylevel.__version__)
+(exposure,) = settle([exposure], ProgramStore(store_url(output)))
+level_exposure(exposure, Where(store_url(output), skylevel.__version__), Steps.MEASURE | Steps.EXPORT)
 print(json.dumps([imported, peak_memory()]))
 """
 
@@ -135,7 +138,7 @@ def test_a_mosaic_too_large_for_a_worker_has_the_same_bits(tmp_path, monkeypatch
     ):
         result = sl.run([source], tmp_path / "out", client=client)
         shutil.copytree(tmp_path / "out", tmp_path / "all")
-        monkeypatch.setattr("skylevel.program.large.detect_rows", detect_again)
+        monkeypatch.setattr("skylevel.level.rows.detect_rows", detect_again)
         all_pixels = sl.Rows(positive_only=False)
         again = sl.run([source], tmp_path / "all", client=client, recipe=all_pixels)
     assert (result.failed, again.failed) == ({}, {})

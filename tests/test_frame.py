@@ -197,7 +197,9 @@ def test_a_peek_is_what_opening_finds(tmp_path):
     frame = open_frame(tmp_path / "a.fits")
     shape, kind = peek_frame(tmp_path / "a.fits")
     assert shape == frame["sci"].shape
-    assert kind == {"detector": frame.attrs["detector"], "filter": frame.attrs["filter"]}
+    assert (kind.pop("dtype"), kind["kind"]) == (frame["sci"].dtype.name, "jwst")
+    assert kind.items() <= frame.attrs.items()
+    assert {"detector", "filter", "fast_axis", "exposure_time"} <= kind.keys()
 
 
 @pytest.mark.parametrize(

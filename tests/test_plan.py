@@ -13,6 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skylevel.errors import PlanError
+from skylevel.io.nodes import Place
+from skylevel.jobs import Facts
 from skylevel.program.plan import Exposure, expand_inputs, make_plan, partition
 from skylevel.recipes import Channels, Rows
 
@@ -236,8 +238,8 @@ def test_a_share_that_does_not_exist(index: int, count: int) -> None:
 
 class TestKeys:
     def keys(self, path: Path, **settings: object) -> tuple[str, str, str]:
-        exposure = exposure_of(path, recipe="rows", recipe=[Rows(**settings)])
-        return exposure.key, exposure.mask_key, exposure.export_key
+        exposure = exposure_of(path, recipe=Rows(**settings))
+        return exposure.key, exposure.mask_key, exposure.export_key()
 
     def changed(self, path: Path, **settings: object) -> tuple[bool, ...]:
         """Whether key, mask_key and export_key differ from those of the default settings."""
@@ -248,15 +250,15 @@ class TestKeys:
 
     @pytest.mark.parametrize("settings", [{"box_size": 40}, {"threshold": 3}, {"n_pixels": 6}, {"kernel_fwhm": 2.0},
                                           {"exclude_percentile": 20}, {"sigma_clip": 4.0}])  # fmt: skip
-    def test_a_detection_knob_changes_all(self, one: Path, settings: dict) -> None:
+    def test_a_detection_setting_changes_all(self, one: Path, settings: dict) -> None:
         assert self.changed(one, **settings) == (True, True, True)
 
     @pytest.mark.parametrize("settings", [{"positive_only": False}, {"axis": "columns"}])
-    def test_a_level_knob_leaves_the_mask_alone(self, one: Path, settings: dict) -> None:
+    def test_a_level_setting_leaves_the_mask_alone(self, one: Path, settings: dict) -> None:
         assert self.changed(one, **settings) == (True, False, True)
 
     @pytest.mark.parametrize("settings", [{"n_levels": 16}, {"contrast": 0.1}])
-    def test_a_product_knob_asks_for_the_outputs_alone(self, one: Path, settings: dict) -> None:
+    def test_a_product_setting_asks_for_the_outputs_alone(self, one: Path, settings: dict) -> None:
         assert self.changed(one, **settings) == (False, False, True)
 
     def test_another_file_under_the_same_name(self, one: Path) -> None:
@@ -281,12 +283,12 @@ class TestKeys:
     def test_other_outputs_need_no_new_measurement(self, one: Path, change: dict) -> None:
         before, after = exposure_of(one), exposure_of(one, **change)
         assert (after.key, after.mask_key) == (before.key, before.mask_key)
-        assert after.export_key != before.export_key
+        assert after.export_key() != before.export_key()
 
     def test_an_exposure_survives_the_index(self, one: Path) -> None:
-        settings = {"recipe": "channels", "recipes": {"channels": Channels(norms={"R": 2.0})}, "keep": ["background"]}
-        exposure = exposure_of(one, **settings)
-        again = Exposure.from_dict(json.loads(json.dumps(exposure.to_dict())))
+        exposure = exposure_of(one, recipe=Channels(norms={"R": 2.0}), keep=["background"])
+        exposure = replace(exposure, facts=Facts("camera", (4, 6), {"dtype": "uint16"}), place=Place("a/b", 3))
+        again = Exposure.from_dict(json.loads(json.dumps(exposure.to_dict())), exposure.recipe)
         assert again == exposure
         assert again.key == exposure.key
         assert again != replace(exposure, layout="primary")

@@ -15,20 +15,34 @@ from typing import Any
 import fsspec
 import numpy as np
 import pytest
-import zarr
 from astropy.io import fits
 from distributed import Client, Future
 from threadpoolctl import threadpool_info
 
 import skylevel as sl
-from programs import image_of, pixels_of, stamps, write_exposure, write_exposures, write_raw, write_truncated
+from programs import (
+    chunks_of,
+    image_of,
+    measured_in,
+    pixels_of,
+    place_of,
+    record_of,
+    stamps,
+    stored,
+    write_exposure,
+    write_exposures,
+    write_raw,
+    write_truncated,
+)
 from skylevel.errors import ClusterError, StoreError, UnreadableFrameError
 from skylevel.io.store import ProgramStore
 from skylevel.level import estimate_rows
 from skylevel.program.fan_out import fan_out
-from skylevel.program.plan import Exposure, make_plan
-from skylevel.program.run import ProgramResult, export_program, run_partition
-from skylevel.program.tasks import Record, is_transient, level_exposure, require_version, task
+from skylevel.level.arrays import write_chunks
+from skylevel.program.ledger import Steps
+from skylevel.program.plan import Exposure, make_plan, store_url
+from skylevel.program.run import ProgramResult, Target, export_program, run_partition
+from skylevel.program.tasks import Record, Where, is_transient, level_exposure, require_version, task
 from skylevel.program.view import program_status
 
 GOOD = ("e00", "e01", "e02", "night1", "night2")
@@ -111,8 +125,21 @@ def exposures(tmp_path: Path) -> Path:
     return tmp_path / "in"
 
 
-def groups(output: Path) -> Path:
-    return output / "program.zarr" / "exposures"
+def measurements(output: Path) -> dict[str, dict[str, tuple[int, int]]]:
+    """Time of change and inode of each file of every measured exposure's arrays, by exposure and array."""
+    return {
+        name: {
+            array: (path.stat().st_mtime_ns, path.stat().st_ino)
+            for array, path in chunks_of(output, name).items()
+            if array != "record"
+        }
+        for name in measured_in(output)
+    }
+
+
+def write_now(arrays: list) -> None:
+    for array in arrays:
+        write_chunks(*array)
 
 
 def outputs(output: Path) -> dict[str, tuple[int, int]]:
@@ -155,10 +182,9 @@ class TestFirstRun:
             assert hdus[0].header["SKYHASH"] == sl.Rows().hash[:16]
 
     def test_the_store_says_what_was_measured_of_what(self, program: Program) -> None:
-        store = ProgramStore(program.result.store)
-        assert store.names() == sorted(GOOD)
-        assert store.failures() == program.result.failed
-        attributes = store.read_attributes("e01")
+        assert measured_in(program.output) == sorted(GOOD)
+        assert ProgramStore(program.result.store).failures() == program.result.failed
+        attributes = record_of(program.output, "e01")
         assert attributes["source"]["path"] == str(program.folder / "e01.fits")
         assert attributes["settings"] == sl.Rows().to_dict()
         assert attributes["facts"]["detector"] == "NRCA1"
@@ -180,7 +206,9 @@ class TestFirstRun:
     def test_nothing_half_written_is_left(self, program: Program) -> None:
         left = sorted(path.name for path in program.output.iterdir())
         assert left == sorted([*(path.name for path in program.output.glob("*.fits")), "program.zarr"])
-        assert sorted(os.listdir(groups(program.output))) == sorted(GOOD)  # noqa: PTH208 (hidden ones too)
+        hidden = [path for path in program.output.rglob("*") if path.name.startswith(".") or path.suffix == ".partial"]
+        assert hidden == []
+        assert not (program.output / "program.zarr" / "lock").exists()
 
     @pytest.mark.usefixtures("program")
     def test_the_client_that_was_given_stays_open(self, client: Client) -> None:
@@ -201,10 +229,10 @@ def _tasks(dask_scheduler: Any) -> list[str]:
 
 class TestAgain:
     def test_an_identical_run_does_nothing(self, copied: Program, client: Client) -> None:
-        before = stamps(groups(copied.output)) | outputs(copied.output)
+        before = stamps(copied.output)
         again = sl.run(copied.folder, copied.output, client=client)
         assert (again.done, again.failed, sorted(again.skipped)) == ([], {}, sorted(GOOD))
-        assert stamps(groups(copied.output)) | outputs(copied.output) == before
+        assert stamps(copied.output) == before
 
     def test_it_needs_no_cluster(self, copied: Program) -> None:
         assert len(sl.run(copied.folder, copied.output, cluster="tcp://127.0.0.1:1").skipped) == len(GOOD)
@@ -219,22 +247,23 @@ class TestAgain:
         assert "cut" not in ProgramStore(repaired.store).failures()
 
     def test_a_deleted_output_is_exported_without_measuring(self, copied: Program, client: Client) -> None:
-        measured, written = stamps(groups(copied.output)), outputs(copied.output)
+        measured, written = measurements(copied.output), outputs(copied.output)
         pixels = pixels_of(copied.output)
         (copied.output / "e01_rowbgsub.fits").unlink()
         again = sl.run(copied.folder, copied.output, client=client)
         assert [record.name for record in again.done] == ["e01"]
-        assert stamps(groups(copied.output)) == measured
+        assert measurements(copied.output) == measured
         now = outputs(copied.output)
         assert {name for name in written if now[name] != written[name]} == {"e01_rowbgsub.fits"}
         assert pixels_of(copied.output) == pixels
 
     def test_overwrite_does_all_of_it_again(self, copied: Program, client: Client) -> None:
-        before, pixels = stamps(groups(copied.output)) | outputs(copied.output), pixels_of(copied.output)
+        before, written, pixels = measurements(copied.output), outputs(copied.output), pixels_of(copied.output)
         again = sl.run(copied.folder, copied.output, client=client, overwrite=True)
         assert sorted(record.name for record in again.done) == sorted(GOOD)
-        after = stamps(groups(copied.output)) | outputs(copied.output)
-        assert [name for name in before if after[name] == before[name]] == []
+        after, now = measurements(copied.output), outputs(copied.output)
+        assert [name for name in written if now[name] == written[name]] == []
+        assert [(n, a) for n, arrays in before.items() for a, stamp in arrays.items() if after[n][a] == stamp] == []
         assert pixels_of(copied.output) == pixels
 
     def test_overwrite_detects_sources_again(self, copied: Program, client: Client) -> None:
@@ -242,7 +271,7 @@ class TestAgain:
         pixels = pixels_of(copied.output)
         sl.run(copied.folder, copied.output, client=client, overwrite=True)
         assert pixels_of(copied.output) == pixels
-        assert not zarr.open_array(groups(copied.output) / "e00" / "source_mask")[:, :150].all()
+        assert not stored(copied.output, "e00")["source_mask"][:, :150].all()
 
     def test_a_file_that_changed_is_measured_anew(self, copied: Program, client: Client) -> None:
         (copied.folder / "e00.fits").unlink()
@@ -252,25 +281,49 @@ class TestAgain:
         levelled = sl.level_rows(sl.open_frame(copied.folder / "e00.fits"))["sci"].to_numpy()
         np.testing.assert_array_equal(image_of(copied.output / "e00_rowbgsub.fits"), levelled)
 
-    @pytest.mark.parametrize("part", ["zarr.json", "row_level", "source_mask/c"])
+    @pytest.mark.parametrize("part", ["record", "row_level", "source_mask"])
     def test_a_torn_measurement_is_measured_anew(self, copied: Program, client: Client, part: str) -> None:
-        before, pixels = stamps(groups(copied.output)), pixels_of(copied.output)
-        torn = groups(copied.output) / "e02" / part
-        torn.unlink() if torn.is_file() else shutil.rmtree(torn)
+        before, pixels = measurements(copied.output), pixels_of(copied.output)
+        chunks_of(copied.output, "e02")[part].unlink()
         (copied.output / "e02_rowbgsub.fits").unlink()
         again = sl.run(copied.folder, copied.output, client=client)
         assert [record.name for record in again.done] == ["e02"]
-        after = stamps(groups(copied.output))
-        assert {name.split("/")[0] for name in before if before[name] != after[name]} == {"e02"}
+        after = measurements(copied.output)
+        assert {name for name in before if before[name] != after[name]} == {"e02"}
         assert pixels_of(copied.output) == pixels
+
+    @pytest.mark.parametrize("part", ["record", "row_level", "source_mask", "background"])
+    def test_a_flipped_bit_is_found_and_measured_anew(self, copied: Program, client: Client, part: str) -> None:
+        pixels, damaged = pixels_of(copied.output), chunks_of(copied.output, "e01")[part]
+        content = bytearray(damaged.read_bytes())
+        content[len(content) // 2] ^= 4
+        damaged.write_bytes(content)
+        (copied.output / "e01_rowbgsub.fits").unlink()
+        assert "e01" in export_program(str(copied.output), target=Target(client=client)).failed
+        assert "e01" in [record.name for record in sl.run(copied.folder, copied.output, client=client).done]
+        assert pixels_of(copied.output) == pixels
+
+    def test_an_older_formats_store_is_measured_anew(self, copied: Program, client: Client) -> None:
+        store = copied.output / "program.zarr"
+        shutil.rmtree(store)
+        (store / "exposures" / "e00").mkdir(parents=True)
+        (store / "plan.json").write_text(json.dumps({"format": 1, "exposures": []}))
+        with pytest.raises(StoreError, match=r"of format 1, .* run the program again: it is measured anew in format 2"):
+            program_status(copied.output)
+        again = sl.run(copied.folder, copied.output, client=client)
+        assert sorted(record.name for record in again.done) == sorted(GOOD)
+        assert not (store / "exposures").exists()
 
 
 def fake_mask(output: Path, name: str) -> np.ndarray:
     """Replace a stored mask by one that no detection would give; returns it."""
-    array = zarr.open_array(groups(output) / name / "source_mask", mode="r+")
-    mask = np.ones(array.shape, bool)
+    store, place, record = ProgramStore(store_url(output)), place_of(output, name), record_of(output, name)
+    estimate = stored(output, name)
+    mask = np.ones(estimate["source_mask"].shape, bool)
     mask[:, 150:] = False
-    array[:] = mask
+    estimate["source_mask"] = (("y", "x"), mask)
+    checksums = store.write_arrays(place, estimate, write_now)
+    store.write_record(place, record | {"checksums": checksums})
     return mask
 
 
@@ -279,22 +332,29 @@ class TestLeftovers:
 
     def test_of_its_own_exposures_alone(self, copied: Program, client: Client) -> None:
         token = "0123456789abcdef" * 2
-        store = copied.output / "program.zarr"
+        store, (path, index) = copied.output / "program.zarr", place_of(copied.output, "e00")
+        node = store / path
         own = [
             copied.output / f".e00_rowbgsub.fits.{token}.tmp",
-            store / "exposures" / f".e00.{token}.tmp",
-            store / "exported" / f".e00.json.{token}.tmp",
+            node / "record" / f".{index}.{token}.tmp",
+            node / "row_level" / f"{index}.{token}.partial",
+            store / "failed" / f".e00.json.{token}.tmp",
         ]
-        others = [copied.output / f".e01_rowbgsub.fits.{token}.tmp", store / "exposures" / f".e00.x.{token}.tmp"]
+        others = [
+            copied.output / f".e01_rowbgsub.fits.{token}.tmp",
+            node / "record" / f".{index + 1}.{token}.tmp",
+            node / "row_level" / f"{index + 1}.{token}.partial",
+        ]
+        (store / "failed").mkdir(exist_ok=True)
         for path in (*own, *others):
-            path.mkdir() if path.parent.name == "exposures" else path.touch()
+            path.touch()
         (copied.output / "e00_rowbgsub.fits").unlink()
         sl.run(copied.folder, copied.output, client=client)
         assert [path for path in (*own, *others) if path.exists()] == others
 
 
 class TestChangedSettings:
-    def test_a_level_knob_takes_the_stored_mask(self, copied: Program, client: Client) -> None:
+    def test_a_level_setting_takes_the_stored_mask(self, copied: Program, client: Client) -> None:
         mask = fake_mask(copied.output, "e00")
         recipe = sl.Rows(positive_only=False)
         sl.run(copied.folder / "e00.fits", copied.output, client=client, recipe=recipe)
@@ -302,45 +362,44 @@ class TestChangedSettings:
         expected = estimate_rows(frame, recipe).assign(source_mask=(("y", "x"), mask))
         expected = estimate_rows(frame, recipe, detection=expected)["row_level"]
         assert not np.array_equal(expected, estimate_rows(frame, recipe)["row_level"])
-        stored = ProgramStore(str(copied.output / "program.zarr")).read_estimate("e00")
-        np.testing.assert_array_equal(stored["row_level"], expected)
-        np.testing.assert_array_equal(stored["source_mask"], mask)
+        np.testing.assert_array_equal(stored(copied.output, "e00")["row_level"], expected)
+        np.testing.assert_array_equal(stored(copied.output, "e00")["source_mask"], mask)
 
-    def test_a_detection_knob_does_not(self, copied: Program, client: Client) -> None:
+    def test_a_detection_setting_does_not(self, copied: Program, client: Client) -> None:
         fake_mask(copied.output, "e00")
         recipe = sl.Rows(threshold=4.0)
         sl.run(copied.folder / "e00.fits", copied.output, client=client, recipe=recipe)
         levelled = sl.level_rows(sl.open_frame(copied.folder / "e00.fits"), recipe)["sci"].to_numpy()
         np.testing.assert_array_equal(image_of(copied.output / "e00_rowbgsub.fits"), levelled)
 
-    def test_a_product_knob_writes_the_product_without_measuring(self, tmp_path: Path, client: Client) -> None:
+    def test_a_product_setting_writes_the_product_without_measuring(self, tmp_path: Path, client: Client) -> None:
         crowd, output = write_exposure(tmp_path / "crowd.fits", sources=150), tmp_path / "out"
         segmentation = output / "detections_segm_crowd.fits"
         sl.run(crowd, output, client=client, keep=["segmentation"])
-        before, labels = stamps(groups(output)), fits.getdata(segmentation)
+        before, labels = measurements(output), fits.getdata(segmentation)
         recipe = sl.Rows(contrast=1.0)
         assert len(sl.run(crowd, output, client=client, recipe=recipe, keep=["segmentation"]).done) == 1
-        assert stamps(groups(output)) == before
+        assert measurements(output) == before
         assert fits.getdata(segmentation).max() < labels.max()
 
     def test_one_layout_then_the_other(self, exposures: Path, client: Client) -> None:
         output = exposures.parent / "out"
         sl.run(exposures, output, client=client)
-        before, pixels = stamps(groups(output)), pixels_of(output)
+        before, pixels = measurements(output), pixels_of(output)
         sl.run(exposures, output, client=client, layout="primary")
-        assert stamps(groups(output)) == before
+        assert measurements(output) == before
         assert pixels_of(output) == pixels
         with fits.open(output / "e00_rowbgsub.fits") as hdus:
             assert len(hdus) == 1
             assert (hdus[0].header["DETECTOR"], hdus[0].header["BUNIT"]) == ("NRCA1", "MJy/sr")
 
     def test_products_under_the_notebooks_names(self, copied: Program, client: Client) -> None:
-        before = stamps(groups(copied.output))
+        before = measurements(copied.output)
         sl.run(copied.folder, copied.output, client=client, keep=["segmentation", "masked", "background"])
         written = {path.name for path in copied.output.glob("*.fits")}
         assert written >= {"detections_segm_e00.fits", "e00_masked.fits", "e00_background.fits"}
         assert "night1.bkg_background.fits" in written
-        assert stamps(groups(copied.output)) == before
+        assert measurements(copied.output) == before
         image, masked, labels = (
             fits.getdata(folder / name)
             for folder, name in (
@@ -352,14 +411,14 @@ class TestChangedSettings:
         assert abs(np.median(fits.getdata(copied.output / "e00_background.fits")) - 0.5) < 0.05
 
     def test_settings_by_recipe(self, copied: Program, client: Client) -> None:
-        recipes = {"channels": sl.Channels(norms={"R": 1.0, "G": 1.0, "B": 1.0})}
-        measured = stamps(groups(copied.output))
-        again = sl.run(copied.folder, copied.output, client=client, recipes=recipes)
+        channels = sl.Channels(norms={"R": 1.0, "G": 1.0, "B": 1.0})
+        measured = measurements(copied.output)
+        again = sl.run(copied.folder, copied.output, client=client, recipe=[channels])
         assert sorted(record.name for record in again.done) == ["night1", "night2"]
         # They scale the levelled image alone: nothing is measured again.
         assert all("measure" not in record.seconds for record in again.done)
-        assert stamps(groups(copied.output)) == measured
-        levelled = sl.level_channels(sl.open_frame(copied.folder / "night1.dng"), recipes["channels"])["sci"]
+        assert measurements(copied.output) == measured
+        levelled = sl.level_channels(sl.open_frame(copied.folder / "night1.dng"), channels)["sci"]
         np.testing.assert_array_equal(image_of(copied.output / "night1.bkg_subtracted.fits"), levelled)
 
     def test_a_recipe_for_another_kind_of_file_fails_by_name(self, copied: Program, client: Client) -> None:
@@ -371,14 +430,14 @@ class TestChangedSettings:
 
 class TestExport:
     def test_files_are_written_again_from_the_store(self, copied: Program) -> None:
-        pixels, measured = pixels_of(copied.output), stamps(groups(copied.output))
+        pixels, measured = pixels_of(copied.output), measurements(copied.output)
         sl.run(copied.folder, copied.output, cluster="tcp://127.0.0.1:1")
         for path in copied.output.glob("*.fits"):
             path.unlink()
-        result = export_program(str(copied.output), workers=2)
+        result = export_program(str(copied.output), target=Target(workers=2))
         assert sorted(record.name for record in result.done) == sorted(GOOD)
         assert pixels_of(copied.output) == pixels
-        assert stamps(groups(copied.output)) == measured
+        assert measurements(copied.output) == measured
 
     def test_a_folder_that_moved_is_exported_where_it_is_now(self, copied: Program) -> None:
         pixels, moved = pixels_of(copied.output), copied.output.with_name("moved")
@@ -386,14 +445,15 @@ class TestExport:
         assert sorted(state.name for state in program_status(moved) if state.state == "done") == sorted(GOOD)
         for path in moved.glob("*.fits"):
             path.unlink()
-        assert sorted(record.name for record in export_program(str(moved), workers=1).done) == sorted(GOOD)
+        assert sorted(record.name for record in export_program(str(moved), target=Target(workers=1)).done) == sorted(GOOD)
         assert pixels_of(moved) == pixels
         assert not copied.output.exists()
 
     def test_what_is_not_measured_is_named(self, copied: Program, client: Client) -> None:
         write_truncated(copied.folder / "cut.fits")
         sl.run(copied.folder, copied.output, client=client)
-        shutil.rmtree(groups(copied.output))
+        shutil.rmtree(copied.output / "program.zarr" / "NRCA1")
+        shutil.rmtree(copied.output / "program.zarr" / "skylevel Demo RGGB")
         result = export_program(str(copied.output))
         assert set(result.failed) == {*GOOD, "cut"}
         assert result.failed["e00"] == f"{copied.folder / 'e00.fits'}: not measured yet: run the program again"
@@ -432,7 +492,8 @@ class TestVersions:
 
     def test_a_worker_that_joined_later_refuses_its_exposure(self, exposures: Path, client: Client) -> None:
         (exposure, *_) = make_plan([str(exposures)], str(exposures.parent))
-        future = client.submit(level_exposure, exposure, str(exposures.parent / "program.zarr"), "99.0", pure=False)
+        where = Where(str(exposures.parent / "program.zarr"), "99.0")
+        future = client.submit(level_exposure, exposure, where, Steps.MEASURE, pure=False)
         with pytest.raises(ClusterError, match="install the same version on both"):
             future.result()
         assert not (exposures.parent / "program.zarr").exists()
@@ -622,10 +683,12 @@ def _run_on_s3(program: Program, tmp_path: Path) -> None:
     assert sorted(sl.open_program("s3://sky/out")["NRCA1/F200W"]["exposure"].values) == sorted(GOOD[:3])
 
     # A chunk that was lost is measured again, not read as zeros.
-    files.rm("sky/out/program.zarr/exposures/e01/source_mask/c/0/0")
+    place = place_of("s3://sky/out", "e01")
+    lost = f"sky/out/program.zarr/{place.node}/source_mask/{place.index}.0.0"
+    files.rm(lost)
     repaired = sl.run("s3://sky/in/*", "s3://sky/out", workers=1)
     assert [record.name for record in repaired.done] == ["e01"]
-    assert files.exists("sky/out/program.zarr/exposures/e01/source_mask/c/0/0")
+    assert files.exists(lost)
 
 
 def test_a_second_run_into_the_same_output_keeps_what_the_first_did(tmp_path: Path, client: Client) -> None:
@@ -648,8 +711,8 @@ def test_each_stages_time_and_memory_are_kept(tmp_path: Path) -> None:
     assert list(record.seconds) == list(record.peaks_mib) == ["read", "measure", "store", "export"]
     assert all(0 < seconds < 60 for seconds in record.seconds.values())
     assert record.peak_mib == record.peaks_mib["export"] > 50
-    kept = json.loads((tmp_path / "out/program.zarr/exported/a.json").read_text())
-    assert kept["metrics"] == {"seconds": record.seconds, "peaks_mib": record.peaks_mib}
+    kept = record_of(tmp_path / "out", "a")["export_metrics"]
+    assert kept == {"seconds": record.seconds, "peaks_mib": record.peaks_mib}
 
 
 def test_a_task_works_in_one_thread() -> None:

@@ -96,7 +96,9 @@ class Chunks(NamedTuple):
 def node_arrays(url: str, path: str) -> dict[str, Array]:
     """Return the arrays of a node along `exposure`; opening them takes as long as writing to them."""
     node = zarr.open_group(f"{url}/{path}", mode="r+", use_consolidated=False)
-    return {name: array for name, array in node.arrays() if _dims(array)[:1] == ("exposure",)}
+    # A chunk that holds nothing but the fill value would look like one that was lost.
+    along = ((name, array) for name, array in node.arrays() if _dims(array)[:1] == ("exposure",))
+    return {name: array.with_config({"write_empty_chunks": True}) for name, array in along}
 
 
 def _dims(array: Array) -> tuple[str | None, ...]:
@@ -121,8 +123,6 @@ def grow(node: zarr.Group, name: str, spec: ArraySpec, count: int) -> None:
         dimension_names=("exposure", *spec.dims),
         attributes=plain(spec.attrs),
         chunk_key_encoding=_ONE_FOLDER,
-        # A chunk that holds nothing but the fill value would look like one that was lost.
-        config={"write_empty_chunks": True},
     )
 
 

@@ -203,7 +203,8 @@ def _choice(recipe: RecipeChoice) -> tuple[str | None, dict[str, Recipe]]:
 
 def _known_facts(output: str) -> dict[tuple[str, str], Facts]:
     """Return what an earlier plan knows of headers, by source and identity; nothing where there is none."""
-    with suppress(SkylevelError, OSError):
+    # What cannot be read there is said when the run begins.
+    with suppress(Exception):
         earlier = read_plan(ProgramStore(store_url(output)))
         return {(e.source, canonical_hash(e.identity)): e.facts for e in earlier if e.facts}
     return {}

@@ -14,7 +14,7 @@ from skylevel.io.store import ProgramStore
 from skylevel.program.ledger import Ledger, Steps
 from skylevel.program.plan import Exposure, read_plan, store_url
 
-# Facts of an exposure that become coordinates along `exposure`, and numbers measured of it that become variables.
+# Facts of an exposure, and numbers measured of it, that become coordinates along `exposure`.
 FACTS = {
     "date_obs": {"long_name": "start of the exposure (of a camera, by its clock)"},
     "exposure_time": {"units": "s", "long_name": "exposure time"},
@@ -146,7 +146,7 @@ def _stacked(node: xr.Dataset, measured: Sequence[Exposure], records: Mapping[st
         dataset = dataset.isel(exposure=places)
     of_records = [records[exposure.name] for exposure in in_order]
     units = {str(record["facts"].get("unit", "")) for record in of_records}
-    facts = [name for name in FACTS if name in dataset]
+    facts = [name for name in (*FACTS, *METRICS) if name in dataset]
     small = {
         name: (("exposure", *dims), [record["small"][name][1] for record in of_records])
         for name, (dims, *_) in of_records[0]["small"].items()
