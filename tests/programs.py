@@ -129,8 +129,8 @@ def chunks_of(output: Path | str, name: str) -> dict[str, Path]:
     """The files of an exposure's arrays and of its record, by array."""
     node, index = place_of(output, name)
     folder = Path(store_url(output), node)
-    found = [path for path in folder.glob("*/*") if path.name.partition(".")[0] == str(index)]
-    return {path.parent.name: path for path in found if "exposure" not in path.parent.name}
+    files = [p for array in (*record_of(output, name)["checksums"], "record") for p in (folder / array).iterdir()]
+    return {path.parent.name: path for path in files if path.name.partition(".")[0] == str(index)}
 
 
 def measured_in(output: Path | str) -> list[str]:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from skylevel.errors import SettingsError, ShapeError, UnreadableFrameError, UnsupportedFrameError
-from skylevel.io import blocks
+from skylevel.io import fits as fits_files
 from skylevel.io.jwst import (
     flux_per_pixel,
     frame_wcs,
@@ -102,9 +102,9 @@ def make_cal(tmp_path):
 
 
 def hdu_bytes(path) -> list[bytes]:
-    with blocks.open_bytes(path) as stream:
+    with fits_files.open_bytes(path) as stream:
         content = stream.read()
-    return [content[hdu.start : hdu.end] for hdu in blocks.read_hdus(path)]
+    return [content[hdu.start : hdu.end] for hdu in fits_files.read_hdus(path)]
 
 
 def cards_of(header, *, without=("CHECKSUM", "DATASUM", "FILENAME", "BITPIX")) -> list[str]:
@@ -529,17 +529,17 @@ def test_checksums_are_those_astropy_finds(pixels, note):
     header = fits.PrimaryHDU(pixels).header
     header["NOTE"] = note
     stream = io.BytesIO()
-    blocks.write_hdu(stream, header, pixels)
+    fits_files.write_hdu(stream, header, pixels)
     with fits.open(io.BytesIO(stream.getvalue())) as hdus:
         assert (hdus[0].verify_checksum(), hdus[0].verify_datasum()) == (1, 1)
         np.testing.assert_array_equal(hdus[0].data, pixels)
 
 
 def test_images_longer_than_one_piece(monkeypatch):
-    monkeypatch.setattr(blocks, "PIECE", 64)
+    monkeypatch.setattr(fits_files, "PIECE", 64)
     pixels = np.random.default_rng(0).normal(size=(37, 41))
     stream = io.BytesIO()
-    blocks.write_hdu(stream, fits.PrimaryHDU(pixels).header, pixels)
+    fits_files.write_hdu(stream, fits.PrimaryHDU(pixels).header, pixels)
     with fits.open(io.BytesIO(stream.getvalue())) as hdus:
         assert (hdus[0].verify_checksum(), hdus[0].verify_datasum()) == (1, 1)
         np.testing.assert_array_equal(hdus[0].data, pixels)

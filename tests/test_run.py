@@ -4,7 +4,6 @@ import asyncio
 import errno
 import json
 import logging
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -37,8 +36,8 @@ from programs import (
 from skylevel.errors import ClusterError, StoreError, UnreadableFrameError
 from skylevel.io.store import ProgramStore
 from skylevel.level import estimate_rows
-from skylevel.program.fan_out import fan_out
 from skylevel.level.arrays import write_chunks
+from skylevel.program.fan_out import fan_out
 from skylevel.program.ledger import Steps
 from skylevel.program.plan import Exposure, make_plan, store_url
 from skylevel.program.run import ProgramResult, Target, export_program, run_partition
@@ -229,9 +228,12 @@ def _tasks(dask_scheduler: Any) -> list[str]:
 
 class TestAgain:
     def test_an_identical_run_does_nothing(self, copied: Program, client: Client) -> None:
-        before = stamps(copied.output)
+        before = measurements(copied.output) | outputs(copied.output)
         again = sl.run(copied.folder, copied.output, client=client)
         assert (again.done, again.failed, sorted(again.skipped)) == ([], {}, sorted(GOOD))
+        assert measurements(copied.output) | outputs(copied.output) == before
+        before = stamps(copied.output)
+        sl.run(copied.folder, copied.output, client=client)
         assert stamps(copied.output) == before
 
     def test_it_needs_no_cluster(self, copied: Program) -> None:
@@ -445,7 +447,8 @@ class TestExport:
         assert sorted(state.name for state in program_status(moved) if state.state == "done") == sorted(GOOD)
         for path in moved.glob("*.fits"):
             path.unlink()
-        assert sorted(record.name for record in export_program(str(moved), target=Target(workers=1)).done) == sorted(GOOD)
+        again = export_program(str(moved), target=Target(workers=1))
+        assert sorted(record.name for record in again.done) == sorted(GOOD)
         assert pixels_of(moved) == pixels
         assert not copied.output.exists()
 

@@ -135,8 +135,8 @@ class TestStatus:
         with pytest.raises(StoreError, match="no program was run into this folder"):
             program_status(tmp_path)
 
-    @pytest.mark.parametrize("text", ["{", "[]", '{"format": 2}', '{"format": 2, "recipes": [], "exposures": [{"name": "e00"}]}',
-                                      '{"format": 2, "recipes": [], "exposures": [3]}'])  # fmt: skip
+    @pytest.mark.parametrize("text", ["{", "[]", '{"format": 2}', '{"format": 2, "recipes": [], "exposures": [3]}',
+                                      '{"format": 2, "recipes": [], "exposures": [{"name": "e00"}]}'])  # fmt: skip
     def test_a_damaged_index(self, tmp_path: Path, text: str) -> None:
         ProgramStore(str(tmp_path / "program.zarr")).write_plan({})
         (tmp_path / "program.zarr" / "plan.json").write_text(text)

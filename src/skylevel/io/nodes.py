@@ -105,12 +105,9 @@ def _dims(array: Array) -> tuple[str | None, ...]:
     return tuple(getattr(array.metadata, "dimension_names", None) or ())
 
 
-def grow(node: zarr.Group, name: str, spec: ArraySpec, count: int) -> None:
-    """Make an array for some exposures, or give it room for more."""
+def make(node: zarr.Group, name: str, spec: ArraySpec, count: int) -> None:
+    """Make an array for some exposures, where it is not there."""
     if name in node:
-        array: Any = node[name]
-        if array.shape[0] < count:
-            array.resize((count, *array.shape[1:]))
         return
     is_text = spec.dtype == "str"
     node.create_array(
@@ -130,6 +127,13 @@ def _chunk_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     if len(shape) < 2 or shape[-1] * shape[-2] <= LARGEST_CHUNK:
         return tuple(shape)
     return (*shape[:-2], max(LARGEST_CHUNK // shape[-1] // 4, 1), shape[-1])
+
+
+def resize(node: zarr.Group, count: int) -> None:
+    """Give every array along `exposure` room for exactly so many, so that they can be opened together."""
+    for _, array in node.arrays():
+        if _dims(array)[:1] == ("exposure",) and array.shape[0] != count:
+            array.resize((count, *array.shape[1:]))
 
 
 def write_chunk(url: str, place: Place, name: str, where: tuple[slice, ...], values: NDArray[Any]) -> None:

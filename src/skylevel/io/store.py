@@ -46,8 +46,9 @@ from skylevel.io.nodes import (
     Chunks,
     Layout,
     Place,
-    grow,
+    make,
     node_arrays,
+    resize,
     write_chunk,
     write_coordinate,
     write_facts,
@@ -55,6 +56,7 @@ from skylevel.io.nodes import (
 from skylevel.io.records import CHECKSUM_BYTES, FORMAT, decode_record, encode_record, plain, small_variable
 from skylevel.io.remote import file_system
 
+_GROUPS = "groups"
 _NO_PLACE = "not placed: its header could not be read when the run was planned"
 
 
@@ -108,11 +110,14 @@ class ProgramStore:
             layout = layouts.get(path, Layout((), {}, {}))
             for name, spec in ({**layout.arrays, RECORD: RECORD_SPEC}).items():
                 self._drop_damaged(path, name)
-                grow(node, name, spec, len(held))
+                make(node, name, spec, len(held))
             for name, variable in layout.coordinates.items():
                 self._drop_damaged(path, name)
                 write_coordinate(node, str(name), variable)
-            self._drop_damaged(path, "exposure")
+            for name in self._listed(path):
+                if name not in ("zarr.json", _GROUPS):
+                    self._drop_damaged(path, name)
+            resize(node, len(held))
             self._free(path, [index for index, name in enumerate(held) if not name])
             write_facts(node, {"exposure": list(held)}, {"exposure": {"long_name": "exposure"}})
         self._consolidate()
@@ -126,9 +131,10 @@ class ProgramStore:
                 return False
             for path, layout in layouts.items():
                 arrays = node_arrays(self.url, path)
-                for name, spec in ({**layout.arrays, RECORD: RECORD_SPEC}).items():
-                    if arrays[name].shape[1:] != tuple(spec.shape) or arrays[name].shape[0] < counts[path]:
-                        return False
+                if any(array.shape[0] != counts[path] for array in arrays.values()):
+                    return False
+                if any(arrays[name].shape[1:] != tuple(spec.shape) for name, spec in layout.arrays.items()):
+                    return False
         except (OSError, KeyError, ValueError, TypeError):
             return False
         return True
@@ -152,11 +158,16 @@ class ProgramStore:
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             self._files.rm(folder, recursive=True)
 
-    def describe(self, path: str, facts: Mapping[str, Sequence[Any]], attrs: Mapping[str, Mapping[str, Any]]) -> None:
-        """Write facts of a node's exposures, a value an exposure, and attributes of its arrays."""
-        node = zarr.open_group(f"{self.url}/{path}", mode="r+")
-        write_facts(node, facts, attrs)
-        for name in attrs.keys() - facts.keys():
+    def describe(
+        self, path: str, facts: Sequence[Mapping[str, Any]], attrs: Mapping[str, Mapping[str, Any]]
+    ) -> None:
+        """Write facts of a node's exposures, by place, and attributes of its arrays; what none has is left out."""
+        node = zarr.open_group(f"{self.url}/{path}", mode="r+", use_consolidated=False)
+        count = node_arrays(self.url, path)[RECORD].shape[0]
+        every = [*facts, *[{}] * count][:count]
+        names = dict.fromkeys(name for some in every for name, value in some.items() if value is not None)
+        write_facts(node, {name: [some.get(name) for some in every] for name in names}, attrs)
+        for name in attrs.keys() - names.keys():
             if name in node and dict(node[name].attrs) != {**node[name].attrs, **attrs[name]}:
                 node[name].attrs.update(attrs[name])
 
@@ -357,7 +368,7 @@ class ProgramStore:
 
     def write_group(self, node: str, group: str, result: xr.Dataset, key: str) -> None:
         """Store what a group of a node's exposures knows together, under the key of its members."""
-        url = f"{self.url}/{node}/groups/{safe_name(group)}"
+        url = f"{self.url}/{node}/{_GROUPS}/{safe_name(group)}"
         encoding = {name: {"compressors": COMPRESSORS} for name, v in result.items() if v.ndim}
         result.drop_attrs(deep=False).to_zarr(
             url, mode="w", consolidated=False, zarr_format=3, encoding=encoding, write_empty_chunks=True
@@ -366,7 +377,7 @@ class ProgramStore:
 
     def read_group(self, node: str, group: str) -> tuple[str, xr.Dataset] | None:
         """Return the key of a group's members and what they know together; None where it is not there or damaged."""
-        url = f"{self.url}/{node}/groups/{safe_name(group)}"
+        url = f"{self.url}/{node}/{_GROUPS}/{safe_name(group)}"
         try:
             result = xr.open_zarr(url, consolidated=False, chunks=None).load()
         except (OSError, KeyError, ValueError, RuntimeError):

@@ -58,13 +58,14 @@ def earlier_plan(store: ProgramStore) -> list[Exposure]:
 def with_places(plan: Sequence[Exposure], earlier: Iterable[Exposure]) -> list[Exposure]:
     """Return the plan with a place for each exposure: its earlier one where it still fits, else the next free one."""
     taken = {exposure.name: exposure.place for exposure in earlier if exposure.place}
-    nodes = {exposure.name: layout_of(exposure.recipe, exposure.facts).path for exposure in plan if exposure.facts}
+    nodes = {exposure.name: _node(exposure) for exposure in plan}
+    # Earlier exposures that are not in this plan keep theirs.
     kept = {name: place for name, place in taken.items() if nodes.get(name, place.node) == place.node}
     used = set(kept.values())
     free: dict[str, int] = {}
     placed = []
     for exposure in plan:
-        node = nodes.get(exposure.name)
+        node = nodes[exposure.name]
         place = kept.get(exposure.name) if node else None
         while node and place is None:
             index = free.get(node, 0)
@@ -72,6 +73,12 @@ def with_places(plan: Sequence[Exposure], earlier: Iterable[Exposure]) -> list[E
             place = Place(node, index) if Place(node, index) not in used else None
         placed.append(replace(exposure, place=place))
     return placed
+
+
+def _node(exposure: Exposure) -> str | None:
+    """Return the node that has room for an exposure; None for one that fails when it is run."""
+    facts = exposure.facts
+    return layout_of(exposure.recipe, facts).path if facts and facts.kind == exposure.job.kind else None
 
 
 def in_order(plan: Iterable[Exposure]) -> list[Exposure]:

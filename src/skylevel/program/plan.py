@@ -164,7 +164,7 @@ def make_plan(
         Nothing matched an input; two inputs would write the same output, or an input would be overwritten.
     """
     _require_known("layout", [layout], LAYOUTS)
-    _require_known("product to keep", keep, list(dict.fromkeys(p for job in JOBS.values() for p in job.products)))
+    _require_known("product to keep", keep, _further_products())
     only, settings = _choice(recipe)
     sources = sorted(set(expand_inputs(inputs)), key=lambda source: (_base_name(source), source))
     identities = {source: _identity(source, _base_name(source)) for source in sources}
@@ -188,6 +188,11 @@ def make_plan(
         )
     _refuse_collisions(exposures)
     return exposures
+
+
+def _further_products() -> list[str]:
+    """Return the names of all jobs' products but the main one, in order."""
+    return list(dict.fromkeys(p for job in JOBS.values() for p in job.products if p != "levelled"))
 
 
 def _choice(recipe: RecipeChoice) -> tuple[str | None, dict[str, Recipe]]:

@@ -121,14 +121,14 @@ def describe_program(store: ProgramStore, plan: Sequence[Exposure]) -> None:
         store.finish()
 
 
-def _facts(exposures: Sequence[Exposure], records: Mapping[Place, Mapping[str, Any]]) -> dict[str, list[Any]]:
+def _facts(exposures: Sequence[Exposure], records: Mapping[Place, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return what is told of the exposure at each place."""
     count = max(exposure.place.index for exposure in exposures if exposure.place) + 1
-    by_index: list[Mapping[str, Any]] = [{} for _ in range(count)]
+    by_index: list[dict[str, Any]] = [{} for _ in range(count)]
     for place, record in records.items():
-        by_index[place.index] = record
-    values = {key: [record.get("facts", {}).get(key) for record in by_index] for key in FACTS}
-    values |= {key: [record.get("metrics", {}).get(key) for record in by_index] for key in METRICS}
-    return {key: found for key, found in values.items() if any(value is not None for value in found)}
+        by_index[place.index] = {key: record["facts"].get(key) for key in FACTS}
+        by_index[place.index] |= {key: record["metrics"].get(key) for key in METRICS}
+    return by_index
 
 
 def _attributes(records: Mapping[Place, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
