@@ -24,14 +24,14 @@ test-pythons: $(VENV)/.ready
 
 # One of them, such as 3.12, in an environment of its own.
 test-python-%: $(VENV)/.ready
-	$(BIN)/uv venv --quiet --clear --python "$$(.ci/python $*)" $(VENV)-$*
+	python=$$(.ci/python $*) && $(BIN)/uv venv --quiet --clear --python "$$python" $(VENV)-$*
 	$(BIN)/uv pip install --quiet --python $(VENV)-$* --constraint constraints.txt --editable '.[dev]'
 	$(VENV)-$*/bin/mypy --python-version $*
 	$(VENV)-$*/bin/python -m pytest $(QUICK)
 
 # The lowest version of every dependency, on the lowest Python.
 test-lowest: $(VENV)/.ready
-	$(BIN)/uv venv --quiet --clear --python "$$(.ci/python $(firstword $(AVAILABLE)))" $(VENV)-lowest
+	python=$$(.ci/python $(firstword $(AVAILABLE))) && $(BIN)/uv venv --quiet --clear --python "$$python" $(VENV)-lowest
 	$(BIN)/uv pip install --quiet --python $(VENV)-lowest --resolution lowest-direct --editable '.[dev]'
 	$(VENV)-lowest/bin/python .ci/floors.py
 	$(VENV)-lowest/bin/python -m pytest $(QUICK)
