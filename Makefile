@@ -3,7 +3,14 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test lint bench clean
+# The Pythons that pyproject.toml names, and those of them that run here, lowest first.
+SUPPORTED = $(shell sed -n 's/.*Python :: \(3\.[0-9]*\)".*/\1/p' pyproject.toml)
+AVAILABLE = $(foreach version,$(SUPPORTED),$(if $(shell .ci/python $(version)),$(version)))
+OWN = $(shell $(BIN)/python -c 'import sys; print("{}.{}".format(*sys.version_info))')
+# Modules and classes stay whole, for what their tests share is slow to make.
+QUICK = -m "not slow" -p no:benchmark --numprocesses 2 --dist loadscope
+
+.PHONY: demo test test-pythons test-lowest lint bench clean
 
 demo: $(VENV)/.ready
 	$(BIN)/skylevel demo
@@ -11,11 +18,29 @@ demo: $(VENV)/.ready
 test: $(VENV)/.ready
 	$(BIN)/python -m pytest
 
+# Every other Python that runs here.
+test-pythons: $(VENV)/.ready
+	for version in $(filter-out $(OWN),$(AVAILABLE)); do $(MAKE) test-python-$$version || exit 1; done
+
+# One of them, such as 3.12, in an environment of its own.
+test-python-%: $(VENV)/.ready
+	python=$$(.ci/python $*) && $(BIN)/uv venv --quiet --clear --python "$$python" $(VENV)-$*
+	$(BIN)/uv pip install --quiet --python $(VENV)-$* --constraint constraints.txt --editable '.[dev]'
+	$(VENV)-$*/bin/mypy --python-version $*
+	$(VENV)-$*/bin/python -m pytest $(QUICK)
+
+# The lowest version of every dependency, on the lowest Python.
+test-lowest: $(VENV)/.ready
+	python=$$(.ci/python $(firstword $(AVAILABLE))) && $(BIN)/uv venv --quiet --clear --python "$$python" $(VENV)-lowest
+	$(BIN)/uv pip install --quiet --python $(VENV)-lowest --resolution lowest-direct --editable '.[dev]'
+	$(VENV)-lowest/bin/python .ci/floors.py
+	$(VENV)-lowest/bin/python -m pytest $(QUICK)
+
 lint: $(VENV)/.ready
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/shellcheck deploy/slurm/*.sbatch
+	$(BIN)/shellcheck deploy/slurm/*.sbatch .ci/run .ci/python
 
 bench: $(VENV)/.ready
 	$(BIN)/python benchmarks/run.py
@@ -27,4 +52,4 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) skylevel-demo
+	rm -rf $(VENV) $(VENV)-3.* $(VENV)-lowest skylevel-demo

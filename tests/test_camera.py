@@ -48,8 +48,9 @@ def make_dng(tmp_path):
             (33434, "2I", 1, (16, 1), True), (33437, "2I", 1, (28, 10), True), (37386, "2I", 1, (135, 1), True),
         ]  # fmt: skip
         path = tmp_path / name
-        tifffile.imwrite(path, raw, photometric=kind, extratags=tags, metadata=None, software=None,
-                         rowsperstrip=raw.shape[0])  # fmt: skip
+        # Left to guess, tifffile's later versions write three mixed colours as a page for each row.
+        tifffile.imwrite(path, raw, photometric=kind, planarconfig="contig", extratags=tags, metadata=None,
+                         software=None, rowsperstrip=raw.shape[0])  # fmt: skip
         return path
 
     return make

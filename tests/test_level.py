@@ -304,7 +304,8 @@ def test_transposing_swaps_rows_and_columns(image):
 def test_a_constant_added_moves_only_the_background(image, constant):
     # Away from the edge, where smoothing counts the zeros beyond it, and in steps that float32 holds exactly.
     image = np.round((image + 1) * 4096) / np.float32(4096)
-    recipe = Rows(box_size=20, kernel_size=1)
+    # SciPy's spline of fewer boxes a side is off by a part of the mesh's values, and so moves with a constant.
+    recipe = Rows(box_size=4, kernel_size=1)
     before, after = (level_rows(make_frame(im), recipe) for im in (image, image + np.float32(constant)))
     assert np.mean(after.source_mask.values == before.source_mask.values) > 0.999
     same = (after.source_mask.values == before.source_mask.values).all(axis=1)

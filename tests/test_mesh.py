@@ -1,6 +1,7 @@
 """Box statistics, the mesh of boxes and its surface, against photutils' Background2D."""
 
 import numpy as np
+import photutils
 import pytest
 from astropy.stats import sigma_clip as astropys_clip
 from hypothesis import given
@@ -138,7 +139,8 @@ def test_a_percentile_that_was_asked_for_is_tried_first(bad, asked, used):
 def test_a_box_at_the_limit_is_left_out():
     image = np.add.outer(np.zeros(10), np.arange(30) // 10).astype(np.float32)
     image[0, :10] = np.nan
-    assert_equal_to_photutils(image, 10, filter_size=1)
+    if photutils.__version__.startswith("3.0."):  # later ones leave it in
+        assert_equal_to_photutils(image, 10, filter_size=1)
     assert mesh_of(image, 10, filter_size=1).background[0, 0] > 0
 
 

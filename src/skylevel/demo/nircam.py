@@ -75,8 +75,7 @@ def _make_sky(detector: Detector) -> Image:
     y = np.linspace(-1.0, 1.0, SIZE, dtype=np.float32)[:, None]
     x = np.linspace(-1.0, 1.0, SIZE, dtype=np.float32)[None, :]
     stray = 0.02 * np.exp(-((x - 0.5) ** 2)) * np.exp(-((y + 0.4) ** 2) / 0.5)
-    sky: Image = detector.sky * (1.0 + 0.012 * x - 0.010 * y + stray)
-    return sky
+    return np.asarray(detector.sky * (1.0 + 0.012 * x - 0.010 * y + stray), np.float32)
 
 
 def _make_stripes(detector: Detector, rng: Random) -> Image:

@@ -1,10 +1,16 @@
 """Deblending of sources, by photutils; for the segmentation product alone."""
 
+from typing import Any
+
 import numpy as np
+import photutils
 from numpy.typing import NDArray
 from photutils.segmentation import SegmentationImage, deblend_sources
 
 from skylevel.kernels.sources import Bool, label_sources
+
+# Photutils 3.1 and later have no progress bar, and warn of being told so.
+_NO_BAR: dict[str, Any] = {"progress_bar": False} if photutils.__version__.startswith("3.0.") else {}
 
 
 def deblend(
@@ -31,6 +37,6 @@ def deblend(
     if not labels.any():
         return labels.astype(np.uint32)
     segments = deblend_sources(
-        smoothed, SegmentationImage(labels), n_pixels=n_pixels, n_levels=n_levels, contrast=contrast, progress_bar=False
+        smoothed, SegmentationImage(labels), n_pixels=n_pixels, n_levels=n_levels, contrast=contrast, **_NO_BAR
     )
     return np.asarray(segments.data, np.uint32)
