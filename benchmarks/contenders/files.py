@@ -1,6 +1,5 @@
 """From a file to the store and FITS, as a worker does it; and what the limits count in its place."""
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,20 +9,28 @@ import rawpy
 from astropy.io import fits
 
 from skylevel.io.frame import open_frame
+from skylevel.io.store import ProgramStore
 from skylevel.level import level_channels, level_rows
-from skylevel.program.plan import make_plan
-from skylevel.program.run import store_url
-from skylevel.program.tasks import level_exposure
+from skylevel.program.ledger import Steps
+from skylevel.program.places import settle
+from skylevel.program.plan import make_plan, store_url
+from skylevel.program.tasks import Where, level_exposure
 from skylevel.version import __version__
 
 Prepared = tuple[Callable[[], Any], Callable[[], Any]]
 
 
 def levelled(path: str, output: str) -> Prepared:
-    (exposure,) = make_plan([path], output)
+    """Into a store that has room for it, as the driver made it."""
     url = store_url(output)
+    (exposure,) = settle(make_plan([path], output), ProgramStore(url))
+    where, steps = Where(url, __version__), Steps.DETECT | Steps.MEASURE | Steps.EXPORT
 
-    return lambda: level_exposure(exposure, url, __version__), lambda: shutil.rmtree(output)
+    def clean() -> None:
+        for written in Path(output).glob("*.fits"):
+            written.unlink()
+
+    return lambda: level_exposure(exposure, where, steps), clean
 
 
 def kernel(path: str) -> Callable[[], Any]:

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from skylevel.level import estimate_background, estimate_channels, level_channels, level_rows
-from skylevel.recipes import Channels, Rows
+from skylevel.kernels.mesh import Clipping, box_statistics, finish_mesh
+from skylevel.level import estimate_channels, level_channels, level_rows
+from skylevel.recipes import Channels
 
 
 def rows_frame(path: str) -> xr.Dataset:
@@ -26,8 +27,9 @@ def rows(path: str, times: str = "1") -> Callable[[], Any]:
 
 
 def rows_mesh(path: str) -> Callable[[], Any]:
-    frame = rows_frame(path)
-    return lambda: estimate_background(frame, Rows())
+    image, clipping = np.load(path), Clipping(3.0, 10, "median")
+    finish: dict[str, Any] = {"box_n_pixels": 2500, "exclude_percentile": 10.0, "filter_size": 3}
+    return lambda: finish_mesh(box_statistics(image, box_size=(50, 50), clipping=clipping), **finish)
 
 
 def channels(path: str, method: str, times: str = "1") -> Callable[[], Any]:

@@ -16,9 +16,12 @@ from contenders.no_op import level_nothing
 from skylevel.io.store import ProgramStore
 from skylevel.program.cluster import connect
 from skylevel.program.fan_out import fan_out
-from skylevel.program.sealed import unwrap, wrap
-from skylevel.program.plan import Exposure, make_plan
-from skylevel.program.run import plan_index, read_plan, run_partition, run_plan, store_url, work_left
+from skylevel.program.ledger import Steps
+from skylevel.program.places import work_left
+from skylevel.program.plan import Exposure, make_plan, plan_index, read_plan, store_url
+from skylevel.program.run import Target, run_partition, run_plan
+from skylevel.program.sealed import open_sealed, seal
+from skylevel.program.tasks import Where
 from skylevel.recipes import Rows
 
 MB = 1e6
@@ -42,7 +45,7 @@ def local(folder: str, output: str, workers: str) -> Callable[[], Any]:
     def run() -> dict[str, Any]:
         held.clear()
         cpu, wall = _cpu(processes), time.perf_counter()
-        result = run_plan(plan, output, client=client, overwrite=True, progress=watch)
+        result = run_plan(plan, output, target=Target(client=client), overwrite=True, progress=watch)
         times = {"wall": time.perf_counter() - wall, "cpu": _cpu(processes) - cpu}
         assert not result.failed, result.failed
         stages = {stage: sum(r.seconds[stage] for r in result.done) / len(plan) for stage in result.done[0].seconds}
@@ -93,8 +96,8 @@ def fan(scheduler_file: str, count: str) -> Callable[[], dict[str, float]]:
 
 def _submitter(client: Client) -> Callable[[Exposure], Future]:
     def submit(exposure: Exposure) -> Future:
-        call = wrap(partial(level_nothing, exposure, "store", "version", measured=False, fresh=False))
-        return client.submit(unwrap, call, key=f"level-{exposure.name}", pure=False)
+        call = seal(partial(level_nothing, exposure, Where("store", "version"), Steps.MEASURE | Steps.EXPORT))
+        return client.submit(open_sealed, call, key=f"level-{exposure.name}", pure=False)
 
     return submit
 
@@ -155,7 +158,7 @@ def resume(folder: str, output: str) -> Callable[[], dict[str, float]]:
         planned = time.perf_counter()
         work = work_left(plan, ProgramStore(store_url(output)))
         found = time.perf_counter()
-        assert set(work.values()) == {"nothing"}
+        assert set(work.values()) == {Steps.NOTHING}
         read_plan(ProgramStore(store_url(output)))
         return {"plan": (planned - start) / len(plan), "work": (found - planned) / len(plan)}
 

@@ -368,6 +368,7 @@ class ProgramStore:
 
     def write_group(self, node: str, group: str, result: xr.Dataset, key: str) -> None:
         """Store what a group of a node's exposures knows together, under the key of its members."""
+        self._group(f"{node}/{_GROUPS}")
         url = f"{self.url}/{node}/{_GROUPS}/{safe_name(group)}"
         encoding = {name: {"compressors": COMPRESSORS} for name, v in result.items() if v.ndim}
         result.drop_attrs(deep=False).to_zarr(
