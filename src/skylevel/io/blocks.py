@@ -9,8 +9,9 @@ import gzip
 import math
 import os
 import re
+import stat
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,7 +22,9 @@ import numpy as np
 from astropy.io import fits
 from numpy.typing import NDArray
 
-from skylevel.errors import SettingsError, ShapeError, UnreadableFrameError
+from skylevel.errors import OutputError, SettingsError, ShapeError, UnreadableFrameError
+from skylevel.io.atomic import replacing
+from skylevel.io.cards import ascii_text, read_header
 
 BLOCK = 2880
 CARD = 80
@@ -29,10 +32,25 @@ PIECE = 1 << 20
 FITS_MAGIC = b"SIMPLE  ="
 GZIP_MAGIC = b"\x1f\x8b"
 PRINTABLE = bytes(range(32, 127))
-# Cards that say what an HDU is and how long.
-_STRUCTURE = (b"BITPIX", b"NAXIS", b"PCOUNT", b"GCOUNT", b"XTENSION", b"EXTNAME")
+# Cards that say what an HDU is and how long, also of a tile-compressed image.
+_STRUCTURE = (
+    b"BITPIX", b"NAXIS", b"PCOUNT", b"GCOUNT", b"GROUPS", b"XTENSION", b"EXTNAME",
+    b"ZIMAGE", b"ZBITPIX", b"ZNAXIS", b"ZTILE", b"TFIELDS",
+)  # fmt: skip
+_BITPIX = (8, 16, 32, 64, -32, -64)
+# The standard's own bound.
+_MOST_AXES = 999
+
+# Bounds on what a file can make this process do before any pixel is asked for. Headers: the longest seen, of a drizzled
+# image that names each of its inputs, has 0.3 MB.
+MOST_HEADER_BYTES = 2 << 20
+MOST_HEADERS_BYTES = 64 << 20
+# What is claimed may be far more than what is stored, as in a mask of few values; but not in something large.
+_PLAUSIBLE_BYTES = 2 << 30
+_PLAUSIBLE_RATIO = 20
 _QUOTED = re.compile(r" *'((?:[^']|'')*)'")
 CHECKSUM_COMMENT = "set by skylevel"
+CHECKSUM_CARDS = ("DATASUM", "CHECKSUM")
 
 Card = tuple[str, str | int | float | bool | None, str]
 
@@ -47,25 +65,36 @@ class Hdu:
         Its header's cards.
     start, end : int
         Where it stands in the (decompressed) file.
+    data_end : int
+        Where its data end; `end` is up to a block further.
     name : str
         EXTNAME in capitals; empty where there is none.
     shape : tuple of int
         Axes in NumPy's order; empty where there is no image.
     bits : int
-        BITPIX: bits of a pixel, negative for floating-point numbers.
+        BITPIX of the image: bits of a pixel, negative for floating-point numbers.
+    is_compressed : bool
+        The image is stored in compressed tiles, in a table.
     """
 
     text: bytes
     start: int
     end: int
+    data_end: int
     name: str
     shape: tuple[int, ...]
     bits: int
+    is_compressed: bool = False
 
     @cached_property
     def header(self) -> fits.Header:
         """The header as astropy has it: dear to make, and mostly not needed of every HDU."""
-        return fits.Header.fromstring(self.text)
+        return read_header(self.text)
+
+    @property
+    def data_start(self) -> int:
+        """Where its data begin."""
+        return self.start + len(self.text)
 
     @property
     def is_floating(self) -> bool:
@@ -75,7 +104,16 @@ class Hdu:
 
 @contextmanager
 def open_bytes(path: str | Path) -> Iterator[IO[bytes]]:
-    """Open a file to read its bytes, decompressed where it is gzip."""
+    """Open a file to read its bytes, decompressed where it is gzip.
+
+    Raises
+    ------
+    UnreadableFrameError
+        It is no regular file: reading a pipe or a device may wait for ever, or never end.
+    """
+    if not stat.S_ISREG(Path(path).stat().st_mode):
+        what = "a folder" if Path(path).is_dir() else "a pipe, a socket or a device"
+        raise UnreadableFrameError(f"{path}: is {what}, not a file")
     with Path(path).open("rb") as plain:
         compressed = plain.read(2) == GZIP_MAGIC
         plain.seek(0)
@@ -90,11 +128,20 @@ def reading(path: str | Path) -> Iterator[None]:
     except UnreadableFrameError:
         raise
     except FileNotFoundError as error:
-        raise UnreadableFrameError(f"{path}: there is no such file") from error
+        raise UnreadableFrameError(f"{path}: {_missing(path)}") from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UnreadableFrameError(f"{path}: its gzip compression is cut short or damaged: {error}") from error
     except OSError as error:
         raise UnreadableFrameError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
+        # A NUL in the name.
+        raise UnreadableFrameError(f"{path!s}: is no name of a file: {error}") from error
+
+
+def _missing(path: str | Path) -> str:
+    if not Path(path).is_symlink():
+        return "there is no such file"
+    return f"is a link to {Path(path).readlink()}, which is not there"
 
 
 def read_start(path: str | Path) -> bytes:
@@ -103,7 +150,7 @@ def read_start(path: str | Path) -> bytes:
     Raises
     ------
     UnreadableFrameError
-        The file is missing, unreadable or empty.
+        The file is missing, unreadable, empty, or no regular file.
     """
     with reading(path), open_bytes(path) as stream:
         start = stream.read(len(FITS_MAGIC))
@@ -112,21 +159,35 @@ def read_start(path: str | Path) -> bytes:
     return start
 
 
-def read_hdus(path: str | Path) -> list[Hdu]:
+def read_hdus(path: str | Path, *, is_ours: bool = False) -> list[Hdu]:
     """Find every HDU of a FITS file, from its headers alone.
+
+    Parameters
+    ----------
+    path : str or Path
+    is_ours : bool
+        This process just wrote it: some file systems do not know yet what it takes on the disk.
 
     Raises
     ------
     UnreadableFrameError
-        A header is damaged, or the file ends before its data do.
+        A header is damaged or too long, the file ends before its data do, or it claims far more data than it holds.
+
+    Notes
+    -----
+    Peak memory: the headers, which are bounded.
     """
     hdus: list[Hdu] = []
-    position = 0
+    position = total = 0
     with reading(path), open_bytes(path) as stream:
         while text := _header_text(stream, f"{path}: HDU {len(hdus)}"):
-            hdus.append(_hdu(text, position, f"{path}: HDU {len(hdus)}"))
+            label = f"{path}: HDU {len(hdus)}"
+            total += len(text)
+            if total > MOST_HEADERS_BYTES:
+                raise UnreadableFrameError(f"{label}: the headers up to here have {total} bytes, too many to be true")
+            hdus.append(_hdu(text, position, label))
             position = hdus[-1].end
-            _require_length(stream, position, f"{path}: HDU {len(hdus) - 1}")
+            _require_length(stream, position, label, is_ours=is_ours)
     return hdus
 
 
@@ -139,6 +200,8 @@ def _header_text(stream: IO[bytes], label: str) -> bytes:
             return b""
         if len(block) < BLOCK or block.translate(None, PRINTABLE):
             raise UnreadableFrameError(f"{label}: its header is damaged or cut short")
+        if len(blocks) * BLOCK >= MOST_HEADER_BYTES:
+            raise UnreadableFrameError(f"{label}: its header is damaged: no END in {MOST_HEADER_BYTES} bytes")
         blocks.append(block)
         if any(block[i : i + CARD].rstrip() == b"END" for i in range(0, BLOCK, CARD)):
             return b"".join(blocks)
@@ -152,13 +215,18 @@ def _hdu(text: bytes, start: int, label: str) -> Hdu:
         raise UnreadableFrameError(f"{label}: its header is damaged: it begins with {text[:9].decode()!r}")
     try:
         cards = _structure(text)
-        axes = tuple(_integer(cards, f"NAXIS{i}") for i in range(_integer(cards, "NAXIS"), 0, -1))
-        bits = _integer(cards, "BITPIX")
-        end = start + len(text) + _padded(_data_length(cards, axes, bits))
+        axes, bits = _axes(cards, "NAXIS"), _bits(cards, "BITPIX")
+        data_end = start + len(text) + _data_length(cards, axes, bits)
+        end = start + len(text) + _padded(data_end - start - len(text))
+        name = _text(cards.get("EXTNAME", "''")).upper()
+        if _is_compressed(cards):
+            shape, bits = _axes(cards, "ZNAXIS"), _bits(cards, "ZBITPIX")
+            _require_tiles(cards, shape, abs(bits) // 8, end - start)
+            return Hdu(text, start, end, data_end, name, shape, bits, is_compressed=True)
     except ValueError as error:
         raise UnreadableFrameError(f"{label}: its header is damaged: {error}") from error
     is_image = _text(cards.get("XTENSION", "'IMAGE'")) == "IMAGE"
-    return Hdu(text, start, end, _text(cards.get("EXTNAME", "''")).upper(), axes if is_image else (), bits)
+    return Hdu(text, start, end, data_end, name, axes if is_image else (), bits)
 
 
 def _structure(text: bytes) -> dict[str, str]:
@@ -189,32 +257,110 @@ def _text(value: str) -> str:
     return found.group(1).replace("''", "'").strip() if found else ""
 
 
-def _data_length(cards: Mapping[str, str], axes: tuple[int, ...], bits: int) -> int:
-    """Bytes of the data unit without its padding (FITS standard 4.0, equation 2)."""
-    if bits not in (8, 16, 32, 64, -32, -64):
-        raise ValueError(f"BITPIX is {bits!r}")
-    groups, parameters = _integer(cards, "GCOUNT", "1"), _integer(cards, "PCOUNT", "0")
-    count = groups * (parameters + math.prod(axes)) if axes else 0
-    if count < 0 or min(axes, default=0) < 0:
+def _is_true(cards: Mapping[str, str], keyword: str) -> bool:
+    return cards.get(keyword, "").partition("/")[0].strip() == "T"
+
+
+def _axes(cards: Mapping[str, str], keyword: str) -> tuple[int, ...]:
+    """The axes in NumPy's order."""
+    count = _integer(cards, keyword)
+    if not 0 <= count <= _MOST_AXES:
+        raise ValueError(f"{keyword} is {count}")
+    axes = tuple(_integer(cards, f"{keyword}{i}") for i in range(count, 0, -1))
+    if min(axes, default=0) < 0:
         raise ValueError(f"its axes are {axes}")
+    return axes
+
+
+def _bits(cards: Mapping[str, str], keyword: str) -> int:
+    bits = _integer(cards, keyword)
+    if bits not in _BITPIX:
+        raise ValueError(f"{keyword} is {bits!r}")
+    return bits
+
+
+def _data_length(cards: Mapping[str, str], axes: tuple[int, ...], bits: int) -> int:
+    """Bytes of the data unit without its padding (FITS standard 4.0, equations 1, 2 and 4)."""
+    groups, parameters = _integer(cards, "GCOUNT", "1"), _integer(cards, "PCOUNT", "0")
+    if parameters < 0 or groups < 0:
+        raise ValueError(f"PCOUNT is {parameters}, GCOUNT {groups}")
+    is_grouped = _is_true(cards, "GROUPS") and axes[-1:] == (0,)
+    if _text(cards.get("XTENSION", "'IMAGE'")) == "IMAGE" and not is_grouped and (parameters, groups) != (0, 1):
+        raise ValueError(f"PCOUNT is {parameters} and GCOUNT {groups}, of an image")
+    count = groups * (parameters + math.prod(axes[:-1] if is_grouped else axes)) if axes else 0
     return abs(bits) // 8 * count
+
+
+def _is_compressed(cards: Mapping[str, str]) -> bool:
+    return _is_true(cards, "ZIMAGE") and _text(cards.get("XTENSION", "''")) == "BINTABLE"
+
+
+def _require_tiles(cards: Mapping[str, str], shape: tuple[int, ...], itemsize: int, stored: int) -> None:
+    """Refuse a compressed image whose table cannot hold it: reading it would allocate what its header says."""
+    require_plausible(itemsize * math.prod(shape), stored)
+    default = [1] * (len(shape) - 1) + list(shape[-1:])
+    tile = [_integer(cards, f"ZTILE{len(shape) - i}", str(n)) for i, n in enumerate(default)]
+    if min(tile, default=1) < 1:
+        raise ValueError(f"its tiles are {tuple(tile)}")
+    n_tiles = math.prod(-(-n // t) for n, t in zip(shape, tile, strict=True))
+    rows = _integer(cards, "NAXIS2")
+    if rows != n_tiles:
+        raise ValueError(f"it has {rows} compressed tiles of {n_tiles}")
 
 
 def _padded(length: int) -> int:
     return -(-length // BLOCK) * BLOCK
 
 
-def _require_length(stream: IO[bytes], end: int, label: str) -> None:
-    """Leave `stream` at `end`, having seen that the file reaches it."""
-    stream.seek(end - 1)
-    if stream.read(1):
-        return
-    length = stream.seek(0, os.SEEK_END)
-    raise UnreadableFrameError(f"{label}: the file is cut short: it has {length} bytes and needs at least {end}")
+def require_plausible(claimed: int, stored: int) -> None:
+    """Refuse what claims many times the bytes that are stored, before anything is allocated or unpacked for it.
+
+    Raises
+    ------
+    ValueError
+        With the numbers.
+    """
+    if claimed > max(_PLAUSIBLE_BYTES, _PLAUSIBLE_RATIO * stored):
+        raise ValueError(f"it claims {claimed} bytes and stores {stored}")
 
 
-def copy_hdu(hdu: Hdu, source: IO[bytes], target: IO[bytes]) -> None:
+def _require_length(stream: IO[bytes], end: int, label: str, *, is_ours: bool) -> None:
+    """Leave `stream` at `end`, having seen that the file reaches it and can hold that much."""
+    plain = stream.fileobj if isinstance(stream, gzip.GzipFile) else stream
+    status = os.fstat(plain.fileno())
+    try:
+        require_plausible(end, status.st_size if is_ours else _stored(status))
+    except ValueError as error:
+        raise UnreadableFrameError(f"{label}: its header is damaged, or the file is mostly a hole: {error}") from error
+    if isinstance(stream, gzip.GzipFile):
+        stream.seek(end - 1)
+        length = end if stream.read(1) else stream.seek(0, os.SEEK_END)
+    else:
+        length = status.st_size
+        stream.seek(min(end, length))
+    if length < end:
+        raise UnreadableFrameError(f"{label}: the file is cut short: it has {length} bytes and needs at least {end}")
+
+
+def _stored(status: os.stat_result) -> int:
+    """Bytes that a file takes on its disk, or its size where the file system does not tell."""
+    blocks = 512 * getattr(status, "st_blocks", 0)
+    # A file that was moved to tape leaves hardly a block behind, and is no lie.
+    return min(blocks, status.st_size) if blocks >= BLOCK else status.st_size
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """Where an HDU was written, and the sum of its data; the latter None where they were copied inside the kernel."""
+
+    start: int
+    end: int
+    datasum: int | None = None
+
+
+def copy_hdu(hdu: Hdu, source: IO[bytes], target: IO[bytes]) -> Written:
     """Append the HDU's bytes as they are: inside the kernel where it can (Linux), else through memory."""
+    start = target.tell()
     position = hdu.start if isinstance(source, gzip.GzipFile) else _copy_in_kernel(hdu, source, target)
     source.seek(position)
     while position < hdu.end:
@@ -223,6 +369,7 @@ def copy_hdu(hdu: Hdu, source: IO[bytes], target: IO[bytes]) -> None:
             raise UnreadableFrameError(f"{source.name}: the file became shorter while it was copied")
         target.write(piece)
         position += len(piece)
+    return Written(start, start + hdu.end - hdu.start)
 
 
 def _copy_in_kernel(hdu: Hdu, source: IO[bytes], target: IO[bytes]) -> int:
@@ -264,38 +411,132 @@ class RowBlocks:
 Image = NDArray[Any] | RowBlocks
 
 
-def write_hdu(target: IO[bytes], header: fits.Header, pixels: Image | None = None) -> None:
-    """Append an HDU with its CHECKSUM and DATASUM.
+@dataclass(frozen=True, slots=True)
+class StoredData:
+    """The data unit of an HDU, to be copied as it is under a header that changed.
+
+    Attributes
+    ----------
+    hdu : Hdu
+    source : binary stream
+        The file that it stands in.
+    """
+
+    hdu: Hdu
+    source: IO[bytes]
+
+
+def write_hdu(
+    target: IO[bytes],
+    header: fits.Header,
+    pixels: Image | StoredData | None = None,
+    *,
+    sums: Collection[str] = CHECKSUM_CARDS,
+) -> Written:
+    """Append an HDU.
 
     Parameters
     ----------
     target : binary stream
         Can be sought: the header is written again once the sum of the pixels is known.
     header : Header
-        Complete; the two cards are set in it.
-    pixels : ndarray or RowBlocks, optional
+        Complete; the cards of `sums` are set in it.
+    pixels : ndarray, RowBlocks or StoredData, optional
         In this machine's byte order, 4 or 8 bytes each, as `header` declares them.
+    sums : collection of {"CHECKSUM", "DATASUM"}
+        The cards to set; both by default.
 
     Notes
     -----
     Peak extra memory: 1 MiB. The cards' comments carry no time, so that the same pixels give the same bytes.
     """
     start = target.tell()
-    _write_header(target, header, 0)
-    if pixels is not None:
-        datasum = _write_pixels(target, pixels)
-        end = target.tell()
-        target.seek(start)
-        _write_header(target, header, datasum)
-        target.seek(end)
+    _write_header(target, header, 0, sums)
+    if pixels is None:
+        return Written(start, target.tell(), 0)
+    datasum = _copy_data(target, pixels) if isinstance(pixels, StoredData) else _write_pixels(target, pixels)
+    end = target.tell()
+    target.seek(start)
+    _write_header(target, header, datasum, sums)
+    target.seek(end)
+    return Written(start, end, datasum)
 
 
-def _write_header(target: IO[bytes], header: fits.Header, datasum: int) -> None:
-    header["DATASUM"] = (str(datasum), CHECKSUM_COMMENT)
-    header["CHECKSUM"] = ("0" * 16, CHECKSUM_COMMENT)
-    words = np.frombuffer(header.tostring().encode("ascii"), ">u4")
-    header["CHECKSUM"] = _checksum_text(_folded(int(words.sum(dtype=np.uint64)) + datasum))
+def _write_header(target: IO[bytes], header: fits.Header, datasum: int, sums: Collection[str]) -> None:
+    if "DATASUM" in sums:
+        header["DATASUM"] = (str(datasum), CHECKSUM_COMMENT)
+    if "CHECKSUM" in sums:
+        header["CHECKSUM"] = ("0" * 16, CHECKSUM_COMMENT)
+        words = np.frombuffer(header.tostring().encode("ascii"), ">u4")
+        header["CHECKSUM"] = _checksum_text(_folded(int(words.sum(dtype=np.uint64)) + datasum))
     target.write(header.tostring().encode("ascii"))
+
+
+def _copy_data(target: IO[bytes], data: StoredData) -> int:
+    """Append a data unit as it is; returns its datasum."""
+    total = 0
+    for piece in _pieces(data.source, data.hdu.data_start, data.hdu.end):
+        target.write(piece)
+        total += _sum_of(piece)
+    return _folded(total)
+
+
+def _pieces(stream: IO[bytes], start: int, end: int) -> Iterator[bytes]:
+    """The bytes from `start` to `end`, whole blocks at a time."""
+    stream.seek(start)
+    for position in range(start, end, BLOCK * 364):
+        piece = stream.read(min(BLOCK * 364, end - position))
+        if not piece:
+            raise UnreadableFrameError(f"{stream.name}: the file became shorter while it was read")
+        yield piece
+
+
+def _sum_of(piece: bytes) -> int:
+    return int(np.frombuffer(piece, ">u4").sum(dtype=np.uint64))
+
+
+@contextmanager
+def fits_output(output: Path) -> Iterator[tuple[IO[bytes], list[Written]]]:
+    """A file to append HDUs to, with the list of what was written: read back, and put in its place, when all is there.
+
+    Raises
+    ------
+    OutputError
+        What reads back is not what was written.
+    """
+    with replacing(output) as temporary:
+        written: list[Written] = []
+        with temporary.open("xb") as target:
+            yield target, written
+        read_back(temporary, written, name=output)
+
+
+def read_back(path: Path, written: Sequence[Written], *, name: Path) -> None:
+    """See that a file is what was written, by its own headers' account and by the sums of its data.
+
+    Raises
+    ------
+    OutputError
+        It is not.
+
+    Notes
+    -----
+    Where an HDU was copied inside the kernel, its place and length are compared, not its bytes.
+    """
+    try:
+        hdus = read_hdus(path, is_ours=True)
+        with path.open("rb") as stream:
+            summed = [(hdu, w.datasum) for hdu, w in zip(hdus, written, strict=False) if w.datasum is not None]
+            wrong = [hdu for hdu, datasum in summed if _datasum(stream, hdu) != datasum]
+    except UnreadableFrameError as error:
+        raise OutputError(f"{name}: reads back damaged after it was written: {error}") from error
+    places = [(hdu.start, hdu.end) for hdu in hdus]
+    if wrong or places != [(w.start, w.end) for w in written] or path.stat().st_size != places[-1][1]:
+        raise OutputError(f"{name}: reads back other than it was written: the disk or its file system is at fault")
+
+
+def _datasum(stream: IO[bytes], hdu: Hdu) -> int:
+    return _folded(sum(map(_sum_of, _pieces(stream, hdu.data_start, hdu.end))))
 
 
 def _checksum_text(total: int) -> str:
@@ -359,7 +600,33 @@ def as_stored(pixels: Any, shape: tuple[int, ...], *, dtype: type[np.generic] = 
         `pixels` is no NumPy array, or of another shape.
     """
     require_image(pixels, shape)
-    return np.ascontiguousarray(pixels, dtype=dtype)
+    with np.errstate(over="ignore"):
+        # What does not fit is found by `require_finite`, which can name the file.
+        return np.ascontiguousarray(pixels, dtype=dtype)
+
+
+def require_finite(levelled: NDArray[Any], original: NDArray[Any], name: str | Path) -> None:
+    """Refuse an image that lost finite pixels: numbers near the largest that there are overflow.
+
+    Parameters
+    ----------
+    levelled, original : ndarray
+        Of one shape.
+    name : str or Path
+        The exposure, for the message.
+
+    Raises
+    ------
+    OutputError
+        A pixel of `original` is finite and that of `levelled` is not.
+    """
+    lost = ~np.isfinite(levelled)
+    if lost.any():
+        lost &= np.isfinite(original)
+    if count := int(lost.sum()):
+        raise OutputError(
+            f"{name}: {count} finite pixels are not finite once levelled: the exposure holds numbers too large to level"
+        )
 
 
 def require_image(pixels: Any, shape: tuple[int, ...]) -> None:
@@ -403,11 +670,6 @@ def _fitting(value: Any, comment: str) -> str:
     """Cut a comment to what its card has room for, which astropy would do with a warning."""
     quoted = len(value.replace("'", "''")) + 2 if isinstance(value, str) else 0
     return comment[: max(0, CARD - len("KEYWORD = ") - max(20, quoted) - len(" / "))]
-
-
-def ascii_text(text: str) -> str:
-    """Reduce text to what a FITS header can hold: printable ASCII, with ``?`` for anything else."""
-    return "".join(c if c.isascii() and c.isprintable() else "?" for c in text)
 
 
 def require_other_file(output: Path, source: str) -> None:

@@ -32,17 +32,17 @@ from xarray.backends import BackendArray
 from xarray.core import indexing
 
 from skylevel.errors import SettingsError, UnreadableFrameError, UnsupportedFrameError
-from skylevel.io.atomic import replacing
 from skylevel.io.blocks import (
     Card,
     add_provenance,
     announce_extensions,
     as_stored,
-    ascii_text,
+    fits_output,
     read_start,
     require_other_file,
     write_hdu,
 )
+from skylevel.io.cards import ascii_text
 from skylevel.version import __version__
 
 # Bayer 2, Kodak and Sony variants 4, X-Trans 6, LibRaw's widest regular code 8, Leaf 16.
@@ -329,10 +329,9 @@ def write_mosaic(
     pixels = as_stored(levelled, frame["raw"].shape)
     headers = _mosaic_headers(output, pixels, layout)
     add_provenance(headers[-1], output, [*_mosaic_cards(frame), *cards], history)
-    with replacing(output) as temporary, temporary.open("xb") as target:
-        for header in headers[:-1]:
-            write_hdu(target, header)
-        write_hdu(target, headers[-1], pixels)
+    with fits_output(output) as (target, written):
+        written.extend(write_hdu(target, header) for header in headers[:-1])
+        written.append(write_hdu(target, headers[-1], pixels))
 
 
 def _mosaic_headers(output: Path, pixels: NDArray[Any], layout: str) -> list[fits.Header]:

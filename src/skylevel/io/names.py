@@ -85,5 +85,3 @@ def _escaped(character: str) -> str:
         # The byte that os.fsdecode could not read.
         return f"\\x{code - 0xDC00:02x}"
     return character.encode("unicode_escape", "surrogatepass").decode("ascii")
-
-
