@@ -185,6 +185,11 @@ class TestRefusals:
         path.write_bytes(cal.read_bytes()[: second.end])
         assert set(open_frame(path)) == {"sci"}
 
+    @pytest.mark.parametrize("suffix", [".fits", ".FIT", ".fts.gz", ".fits.fz", ".fit.fz"])
+    def test_every_suffix_of_fits(self, tmp_path, suffix):
+        (tmp_path / f"a{suffix}").write_bytes(b"II*\0 no FITS")
+        assert "named as FITS" in str(refusal(tmp_path / f"a{suffix}"))
+
     def test_errors_survive_pickling(self, tmp_path):
         error = refusal(tmp_path / "no.fits")
         copy = pickle.loads(pickle.dumps(error))

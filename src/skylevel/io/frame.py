@@ -5,8 +5,10 @@ Every frame has dims ``(y, x)`` and the attributes ``kind`` (``"jwst"`` or ``"ca
 ========  ======================================================  =====================================================
 kind      variables                                               made by
 ========  ======================================================  =====================================================
-jwst      ``sci`` float32 or float64, ``err``, ``dq`` uint32      `skylevel.io.jwst.open_exposure`, with its attributes
+jwst      ``sci`` float32 or float64, ``err``, ``wht``,           `skylevel.io.jwst.open_exposure`, with its attributes
+          ``dq`` uint32
 camera    ``raw`` uint16                                          `skylevel.io.camera.open_raw`, with its attributes
+camera    ``raw`` uint16 or float32                               `skylevel.io.mosaics.open_mosaic`, with its attributes
 ========  ======================================================  =====================================================
 """
 
@@ -21,9 +23,10 @@ from xarray.backends import BackendEntrypoint
 from skylevel.errors import SettingsError, UnreadableFrameError, UnsupportedFrameError
 from skylevel.io.blocks import FITS_MAGIC, read_start
 from skylevel.io.camera import open_raw, peek_raw
-from skylevel.io.jwst import open_exposure, peek_exposure
+from skylevel.io.jwst import exposure_of, image_hdus, peek_of
+from skylevel.io.mosaics import is_mosaic, open_mosaic, peek_mosaic
 
-FITS_SUFFIXES = (".fits", ".fit", ".fts", ".fits.gz", ".fit.gz", ".fts.gz")
+FITS_SUFFIXES = tuple(f".{name}{packed}" for packed in ("", ".gz", ".fz") for name in ("fits", "fit", "fts"))
 
 
 class SkylevelBackendEntrypoint(BackendEntrypoint):
@@ -50,7 +53,8 @@ def open_frame(path: str | os.PathLike[str], *, zero_point: float | None = None)
     Parameters
     ----------
     path : str or path-like
-        A JWST exposure (``_cal``, ``_rate``, ``_crf``, ``_i2d``, FITS, gzip or not) or a camera raw that LibRaw reads.
+        A JWST exposure (``_cal``, ``_rate``, ``_crf``, ``_i2d``), a colour-filter mosaic (FITS with BAYERPAT), both
+        compressed by gzip or fpack or not; or a camera raw that LibRaw reads.
     zero_point : float, optional
         A newer flux calibration than the file's, in MJy/sr per DN/s; JWST only. Kept as the attribute
         ``zero_point_correction`` = `zero_point` / PHOTMJSR, which `skylevel.flux_per_pixel` applies.
@@ -75,27 +79,51 @@ def open_frame(path: str | os.PathLike[str], *, zero_point: float | None = None)
 
 
 def peek_frame(path: str | os.PathLike[str]) -> tuple[tuple[int, int], dict[str, Any]]:
-    """Shape (y, x) of a frame, and the attributes that say of what kind it is (`detector` and `filter`, or `camera`).
+    """Shape (y, x) of a frame, and the attributes that say what it is, without its pixels.
+
+    Returns
+    -------
+    tuple of int, dict
+        ``kind``; where they are known `detector` and `filter`, or `camera`; and `resampled` and `levelled_by`.
 
     Raises
     ------
     UnreadableFrameError, UnsupportedFrameError
         As `open_frame`, as far as the header shows.
     """
-    source = Path(path)
+    source = _absolute(path)
     if read_start(source) != FITS_MAGIC:
         return peek_raw(source)
-    return peek_exposure(source)
+    hdus, extension = image_hdus(source)
+    peek = peek_mosaic if is_mosaic(hdus, extension) else peek_of
+    return peek(hdus, extension, source)
+
+
+def _absolute(path: str | os.PathLike[str]) -> str:
+    return str(Path(path).expanduser().absolute())
 
 
 def _open(path: Path, zero_point: float | None) -> xr.Dataset:
-    if read_start(path) == FITS_MAGIC:
-        return open_exposure(path, zero_point)
+    source = _absolute(path)
+    if read_start(source) != FITS_MAGIC:
+        _require_no(zero_point, f"{path}: zero_point is for JWST exposures; this file is not FITS")
+        return _open_raw(source)
+    hdus, extension = image_hdus(source)
+    if not is_mosaic(hdus, extension):
+        return exposure_of(hdus, extension, source, zero_point)
+    _require_no(zero_point, f"{path}: zero_point is for JWST exposures; this file is a colour-filter mosaic")
+    return open_mosaic(hdus, extension, source)
+
+
+def _require_no(zero_point: float | None, message: str) -> None:
     if zero_point is not None:
-        raise SettingsError(f"{path}: zero_point is for JWST exposures; this file is not FITS")
+        raise SettingsError(message)
+
+
+def _open_raw(source: str) -> xr.Dataset:
     try:
-        return open_raw(path)
-    except UnsupportedFrameError as error:
-        if path.name.lower().endswith(FITS_SUFFIXES):
-            raise UnreadableFrameError(f"{path}: is named as FITS but does not begin as FITS") from error
+        return open_raw(source)
+    except (UnsupportedFrameError, UnreadableFrameError) as error:
+        if source.lower().endswith(FITS_SUFFIXES):
+            raise UnreadableFrameError(f"{source}: is named as FITS but does not begin as FITS") from error
         raise

@@ -126,7 +126,11 @@ def open_exposure(path: str | Path, zero_point: float | None = None) -> xr.Datas
         `zero_point` is not above 0, or the file has no PHOTMJSR to compare it with.
     """
     source = str(Path(path).expanduser().absolute())
-    hdus, extension = image_hdus(source)
+    return exposure_of(*image_hdus(source), source, zero_point)
+
+
+def exposure_of(hdus: Sequence[Hdu], extension: int, source: str, zero_point: float | None = None) -> xr.Dataset:
+    """Open the exposure of a file whose HDUs are known; see `open_exposure`."""
     attrs = _attributes(hdus, extension, source) | {"kind": "jwst", "path": source}
     if zero_point is not None:
         attrs["zero_point_correction"] = _zero_point_correction(attrs, zero_point)
@@ -147,7 +151,11 @@ def peek_exposure(path: str | Path) -> tuple[tuple[int, int], dict[str, Any]]:
         As `open_exposure`.
     """
     source = str(Path(path).expanduser().absolute())
-    hdus, extension = image_hdus(source)
+    return peek_of(*image_hdus(source), source)
+
+
+def peek_of(hdus: Sequence[Hdu], extension: int, source: str) -> tuple[tuple[int, int], dict[str, Any]]:
+    """Peek at the exposure of a file whose HDUs are known; see `peek_exposure`."""
     image, headers = hdus[extension], [hdus[0].header, hdus[extension].header]
     require_legible(_NEEDED_CARDS, headers, source)
     wanted = {name: OBSERVATION_CARDS[name] for name in ("detector", "filter")}
