@@ -18,7 +18,14 @@ import rawpy
 import tifffile
 from astropy.io import fits
 
-from skylevel.errors import OutputError, SettingsError, ShapeError, UnreadableFrameError, UnsupportedFrameError
+from skylevel.errors import (
+    OutputError,
+    SettingsError,
+    ShapeError,
+    SkylevelError,
+    UnreadableFrameError,
+    UnsupportedFrameError,
+)
 from skylevel.io import camera
 from skylevel.io.camera import open_raw, peek_raw, repeating_pattern, write_mosaic
 from skylevel.io.frame import open_frame, peek_frame
@@ -406,7 +413,7 @@ class TestLies:
         path = changed_tag(changed_tag(make_dng(), 256, "I", width), 257, "I", height)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         for read in (open_raw, peek_raw):
-            with pytest.raises(UnreadableFrameError, match="no image data|LibRaw says"):
+            with pytest.raises(SkylevelError, match=r"no image data|LibRaw"):
                 read(path)
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50 << 10
 

@@ -38,6 +38,9 @@ _COLOURS = set("RGBCMYW")
 # What programs write of a camera without colour filters.
 _MONOCHROME = {"", "NONE", "MONO", "GREY", "GRAY", "N/A", "NO", "FALSE", "0"}
 
+# As most programs write them, and as older ones did.
+_OFFSETS = (("XBAYROFF", "BAYOFFX"), ("YBAYROFF", "BAYOFFY"))
+
 _CARDS: Mapping[str, tuple[type, tuple[str, ...]]] = {
     "camera": (str, ("INSTRUME",)),
     "iso": (float, ("ISOSPEED", "ISO")),
@@ -127,7 +130,7 @@ def _color_filter_array(headers: Sequence[fits.Header], n_rows: int, path: str) 
     if period < 2 or period**2 != len(letters) or not set(letters) <= _COLOURS or len(set(letters)) < 2:
         raise UnsupportedFrameError(f"{path}: its BAYERPAT is {letters!r}, no square of colour filters")
     pattern = np.array(list(letters)).reshape(period, period)
-    x, y = (_offset(keywords, headers, path) % period for keywords in (("XBAYROFF", "BAYOFFX"), ("YBAYROFF", "BAYOFFY")))
+    x, y = (_offset(keywords, headers, path) % period for keywords in _OFFSETS)
     rows = np.arange(period)
     if str(first_value(["ROWORDER"], headers)).strip().upper().startswith("BOTTOM"):
         rows = n_rows - 1 - rows
