@@ -23,11 +23,16 @@ def test_leftovers_of_a_name_are_found_again(tmp_path, name):
     assert [path.name[:7] for path in tmp_path.iterdir()] == [".other."]
 
 
-def test_a_failure_leaves_what_stood_there(tmp_path):
-    (tmp_path / "o").write_bytes(b"old")
-    with pytest.raises(KeyboardInterrupt), replacing(tmp_path / "o") as temporary:
+def interrupted(path):
+    with replacing(path) as temporary:
         temporary.write_bytes(b"half")
         raise KeyboardInterrupt
+
+
+def test_a_failure_leaves_what_stood_there(tmp_path):
+    (tmp_path / "o").write_bytes(b"old")
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(tmp_path / "o")
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("o", b"old")]
 
 

@@ -15,7 +15,7 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from skylevel.errors import OutputError, ShapeError, UnreadableFrameError
+from skylevel.errors import OutputError, SettingsError, ShapeError, UnreadableFrameError
 from skylevel.io.remote import (
     file_system,
     local_input,
@@ -153,7 +153,7 @@ class TestErrors:
         assert caught.value.__cause__.errno == errno.EACCES
 
     def test_unknown_protocol(self):
-        with pytest.raises(UnreadableFrameError, match="Protocol not known") as caught:
+        with pytest.raises(SettingsError, match="Protocol not known") as caught:
             file_system(f"nosuch://u:{SECRET}@host/a")
         assert SECRET not in said_by(caught.value)
 
@@ -168,7 +168,7 @@ class TestErrors:
             "except Exception as error: print(type(error).__name__, error)"
         )
         said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
-        assert said.startswith(f"UnreadableFrameError {url}: ")
+        assert said.startswith(f"SettingsError {url}: ")
         assert f"pip install '{package}'" in said
 
 

@@ -15,7 +15,7 @@ from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 import fsspec
 
-from skylevel.errors import OutputError, SkylevelError, UnreadableFrameError
+from skylevel.errors import OutputError, SettingsError, SkylevelError, UnreadableFrameError
 from skylevel.io.atomic import remove_asides
 from skylevel.io.names import printable, safe_component
 
@@ -96,7 +96,7 @@ def file_system(url: str) -> tuple[Any, str]:
 
     Raises
     ------
-    UnreadableFrameError
+    SettingsError
         The protocol is unknown, or its package is not installed.
     """
     try:
@@ -104,11 +104,11 @@ def file_system(url: str) -> tuple[Any, str]:
     except ImportError as error:
         protocol = url.split("://", 1)[0].split("::")[-1]
         package = _PACKAGES.get(protocol, f"fsspec[{protocol}]")
-        raise UnreadableFrameError(
+        raise SettingsError(
             f"{public_url(url)}: {protocol}:// needs a package that is not installed: pip install '{package}'"
         ) from error
     except ValueError as error:
-        raise UnreadableFrameError(f"{public_url(url)}: {without_secrets(str(error), url)}") from _told(error, url)
+        raise SettingsError(f"{public_url(url)}: {without_secrets(str(error), url)}") from _told(error, url)
     return files, path
 
 
@@ -131,6 +131,8 @@ def local_input(url: str) -> Iterator[Path]:
     ------
     UnreadableFrameError
         The URL cannot be fetched.
+    SettingsError
+        As `file_system`.
     """
     if not is_remote(url):
         yield Path(url)
