@@ -97,18 +97,16 @@ def file_system(url: str) -> tuple[Any, str]:
     Raises
     ------
     SettingsError
-        The protocol is unknown, or its package is not installed.
+        The protocol is unknown, or its package is not installed. The caller names the URL.
     """
     try:
         files, path = fsspec.core.url_to_fs(url, use_listings_cache=False)
     except ImportError as error:
         protocol = url.split("://", 1)[0].split("::")[-1]
         package = _PACKAGES.get(protocol, f"fsspec[{protocol}]")
-        raise SettingsError(
-            f"{public_url(url)}: {protocol}:// needs a package that is not installed: pip install '{package}'"
-        ) from error
+        raise SettingsError(f"{protocol}:// needs a package that is not installed: pip install '{package}'") from error
     except ValueError as error:
-        raise SettingsError(f"{public_url(url)}: {without_secrets(str(error), url)}") from _told(error, url)
+        raise SettingsError(without_secrets(str(error), url)) from _told(error, url)
     return files, path
 
 
@@ -142,8 +140,8 @@ def local_input(url: str) -> Iterator[Path]:
         try:
             files, remote = file_system(url)
             files.get_file(remote, str(path))
-        except SkylevelError:
-            raise
+        except SettingsError as error:
+            raise SettingsError(f"{public_url(url)}: {error}") from error
         except Exception as error:
             # Each protocol has errors of its own.
             cause = _told(error, url)
@@ -175,8 +173,8 @@ def local_output(url: str) -> Iterator[Path]:
             files, remote = file_system(url)
             # Not copied into an open remote file: closing that would make half a file whole.
             files.put_file(str(path), remote)
-        except SkylevelError:
-            raise
+        except SettingsError as error:
+            raise SettingsError(f"{public_url(url)}: {error}") from error
         except Exception as error:
             # As in `local_input`.
             cause = _told(error, url)
