@@ -34,11 +34,11 @@ GZIP_MAGIC = b"\x1f\x8b"
 PRINTABLE = bytes(range(32, 127))
 # Cards that say what an HDU is and how long, also of a tile-compressed image.
 _STRUCTURE = (
-    b"BITPIX", b"NAXIS", b"PCOUNT", b"GCOUNT", b"GROUPS", b"XTENSION", b"EXTNAME",
+    b"SIMPLE", b"BITPIX", b"NAXIS", b"PCOUNT", b"GCOUNT", b"GROUPS", b"XTENSION", b"EXTNAME",
     b"ZIMAGE", b"ZBITPIX", b"ZNAXIS", b"ZTILE", b"TFIELDS",
 )  # fmt: skip
 _BITPIX = (8, 16, 32, 64, -32, -64)
-# The standard's own bound.
+# The standard's own bound, of axes and of a table's columns.
 _MOST_AXES = 999
 
 # Bounds on what a file can make this process do before any pixel is asked for. Headers: the longest seen, of a drizzled
@@ -215,6 +215,8 @@ def _hdu(text: bytes, start: int, label: str) -> Hdu:
         raise UnreadableFrameError(f"{label}: its header is damaged: it begins with {text[:9].decode()!r}")
     try:
         cards = _structure(text)
+        if not (start or _is_true(cards, "SIMPLE")):
+            raise ValueError("it says itself that the file is no FITS (SIMPLE)")
         axes, bits = _axes(cards, "NAXIS"), _bits(cards, "BITPIX")
         data_end = start + len(text) + _data_length(cards, axes, bits)
         end = start + len(text) + _padded(data_end - start - len(text))
@@ -303,9 +305,9 @@ def _require_tiles(cards: Mapping[str, str], shape: tuple[int, ...], itemsize: i
     if min(tile, default=1) < 1:
         raise ValueError(f"its tiles are {tuple(tile)}")
     n_tiles = math.prod(-(-n // t) for n, t in zip(shape, tile, strict=True))
-    rows = _integer(cards, "NAXIS2")
-    if rows != n_tiles:
-        raise ValueError(f"it has {rows} compressed tiles of {n_tiles}")
+    rows, columns = _integer(cards, "NAXIS2"), _integer(cards, "TFIELDS")
+    if rows != n_tiles or not 1 <= columns <= _MOST_AXES:
+        raise ValueError(f"it has {rows} compressed tiles of {n_tiles}, in {columns} columns")
 
 
 def _padded(length: int) -> int:

@@ -186,14 +186,15 @@ def _libraw(path: str) -> Iterator[Any]:
 
 @contextmanager
 def _source(path: str) -> Iterator[str | IO[bytes]]:
-    """What rawpy can open: the path, or the open file where its name is no UTF-8."""
-    try:
-        path.encode()
-    except UnicodeEncodeError:
+    """What LibRaw is to open: the path, or the open file where its name is no UTF-8 or not for a terminal.
+
+    LibRaw itself says on standard error which file is cut short.
+    """
+    if path == printable(path):
+        yield path
+    else:
         with Path(path).open("rb") as stream:
             yield stream
-    else:
-        yield path
 
 
 def _require_plausible(raw: Any, path: str) -> None:

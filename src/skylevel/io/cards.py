@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from astropy import log
 from astropy.io import fits
 from astropy.utils.exceptions import AstropyWarning
 
@@ -15,6 +16,8 @@ from skylevel.errors import UnreadableFrameError
 # A keyword, and the value indicator or none at all (FITS standard 4.0, section 4.1).
 _VALUE_INDICATOR = re.compile(r".{8}(?!=[^ ])")
 _KEYWORD = re.compile(r"[A-Z0-9_-]* *\Z")
+# Of which kind the standard wants a value to be that names an HDU.
+_KINDS = {"EXTNAME": str, "EXTVER": int, "EXTLEVEL": int}
 _WARNINGS = threading.RLock()
 
 
@@ -22,11 +25,15 @@ _WARNINGS = threading.RLock()
 def without_warnings() -> Iterator[None]:
     """Keep astropy from reporting each thing it brings into the standard's form: nothing for the user to do.
 
-    One thread at a time: Python's warning filters are the whole process's.
+    One thread at a time: Python's warning filters and astropy's log are the whole process's.
     """
     with _WARNINGS, warnings.catch_warnings():
         warnings.simplefilter("ignore", AstropyWarning)
-        yield
+        was_disabled, log.disabled = log.disabled, True
+        try:
+            yield
+        finally:
+            log.disabled = was_disabled
 
 
 def read_header(text: bytes) -> fits.Header:
@@ -92,11 +99,12 @@ def legal_header(text: bytes | fits.Header) -> fits.Header:
 def _is_legal(card: fits.Card) -> bool:
     try:
         card.verify("silentfix")
+        is_of_its_kind = isinstance(card.value, _KINDS.get(card.keyword, object))
     except Exception:
         # As in `_value`.
         return False
     image = _image(card)
-    return bool(_VALUE_INDICATOR.match(image) and _KEYWORD.match(image[:8]))
+    return is_of_its_kind and bool(_VALUE_INDICATOR.match(image) and _KEYWORD.match(image[:8]))
 
 
 def _image(card: fits.Card) -> str:
