@@ -277,7 +277,8 @@ def pixels() -> Iterator[Case]:
 
 
 MEANINGS = ["DQ", "ERR", "VAR_POISSON", "VAR_RNOISE", "VAR_FLAT", "WHT", "CON", "AREA", "WEIGHT", "MASK", "PIXELDQ",
-            "GROUPDQ", "ZEROFRAME", "REFOUT", "RMS", "BKG", "SEGM", "FLAT", "SAMP", "TIME", "UNCERT", "IVAR"]  # fmt: skip
+            "GROUPDQ", "ZEROFRAME", "REFOUT", "RMS", "BKG", "SEGM", "FLAT", "SAMP", "TIME", "UNCERT",
+            "IVAR"]  # fmt: skip
 
 
 def choices() -> Iterator[Case]:
