@@ -129,6 +129,12 @@ def structure() -> Iterator[Case]:
             yield Case(f"primary-{keyword}-{slug(value)}.fits", UNREADABLE, content(card(cal(), keyword, value)))
     yield Case("primary-SIMPLE-F.fits", UNREADABLE, content(card(cal(), "SIMPLE", "=                    F")))
     yield Case("groups.fits", UNSUPPORTED, content(random_groups()))
+    for keyword in ("NAXIS", "NAXIS1", "BITPIX", "XTENSION", "GCOUNT"):
+        twice = card(cal(), "SPARE", None, hdu=1)
+        place = twice.index(b"EXTNAME", 2880) - 80
+        twice = twice[:place] + f"{keyword:8}= 2".encode().ljust(80) + twice[place + 80 :]
+        yield Case(f"two-{keyword}.fits", UNREADABLE, content(twice))
+    yield Case("no-PCOUNT.fits", OPENS, content(card(cal(), "PCOUNT", None, hdu=1)))
     yield Case("two-ends.fits", EITHER, content(cal() + b"END".ljust(2880)))
     yield Case("no-extension.fits", UNSUPPORTED, content(as_bytes([fits.PrimaryHDU()])))
 
@@ -558,7 +564,7 @@ def written(write: Callable[[Path], object], outputs: Path, pixels: np.ndarray |
     except SkylevelError:
         assert not list(outputs.iterdir()), "an output for what was refused"
         return
-    with fits.open(output, checksum=True, memmap=False) as hdus:
+    with output.open("rb") as stream, fits.open(stream, checksum=True, memmap=False) as hdus:
         hdus.verify("exception")
         if pixels is not None:
             found = [hdu.data for hdu in hdus if hdu.is_image and hdu.data is not None and hdu.data.ndim >= 2]

@@ -75,9 +75,11 @@ def edits(draw: st.DrawFn) -> list[tuple[int, bytes]]:
 
 
 def edited(data: bytes, changes: list[tuple[int, bytes]], cut: int | None) -> bytes:
+    """Change the first two HDUs, which outputs have of their own; the others are copied, whatever they look like."""
     changed = bytearray(data)
+    last = data.find(b"XTENSION", data.find(b"XTENSION") + 1)
     for place, text in changes:
-        start = place % max(len(changed), 1)
+        start = place % (last if last > 0 else len(data))
         changed[start : start + len(text)] = text
     return bytes(changed[:cut] if cut is not None else changed)
 

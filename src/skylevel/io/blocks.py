@@ -239,7 +239,10 @@ def _structure(text: bytes) -> dict[str, str]:
     cards: dict[str, str] = {}
     for i in range(0, len(text), CARD):
         if text.startswith(_STRUCTURE, i) and text[i + 8 : i + 10] == b"= ":
-            cards.setdefault(text[i : i + 8].decode().rstrip(), text[i + 10 : i + CARD].decode())
+            keyword, value = text[i : i + 8].decode().rstrip(), text[i + 10 : i + CARD].decode()
+            # One reader takes the first, another the last.
+            if cards.setdefault(keyword, value) != value and keyword != "EXTNAME":
+                raise ValueError(f"it has two {keyword}")
     return cards
 
 

@@ -13,11 +13,13 @@ from astropy.utils.exceptions import AstropyWarning
 
 from skylevel.errors import UnreadableFrameError
 
-# A keyword, and the value indicator or none at all (FITS standard 4.0, section 4.1).
-_VALUE_INDICATOR = re.compile(r".{8}(?!=[^ ])")
+# Keywords whose cards have no value (FITS standard 4.0, section 4.1.2).
+_COMMENTARY = ("COMMENT ", "HISTORY ", "        ", "CONTINUE")
 _KEYWORD = re.compile(r"[A-Z0-9_-]* *\Z")
 # Of which kind the standard wants a value to be that names an HDU.
 _KINDS = {"EXTNAME": str, "EXTVER": int, "EXTLEVEL": int}
+# Those of an image extension that leaves them out.
+_DEFAULTS = {"PCOUNT": 0, "GCOUNT": 1}
 _WARNINGS = threading.RLock()
 
 
@@ -93,7 +95,23 @@ def legal_header(text: bytes | fits.Header) -> fits.Header:
                 illegible = ascii_text(_image(card)).rstrip()
                 del header[i]
                 header.insert(i, ("COMMENT", illegible))
-    return header
+        return _in_order(header)
+
+
+def _in_order(header: fits.Header) -> fits.Header:
+    """Bring the cards that say what an HDU is to where the standard wants them: first, each once, and complete."""
+    axes = [f"NAXIS{i + 1}" for i in range(header.get("NAXIS", 0))]
+    is_extension = "XTENSION" in header
+    first = ["XTENSION" if is_extension else "SIMPLE", "BITPIX", "NAXIS", *axes]
+    first += ["PCOUNT", "GCOUNT"] if is_extension else []
+    found = list(header)
+    if found[: len(first)] == first and all(found.count(keyword) == 1 for keyword in first):
+        return header
+    ordered = fits.Header([(keyword, header.get(keyword, _DEFAULTS.get(keyword))) for keyword in first])
+    for keyword in first:
+        header.remove(keyword, ignore_missing=True, remove_all=True)
+    ordered.extend(header.cards, strip=False)
+    return ordered
 
 
 def _is_legal(card: fits.Card) -> bool:
@@ -104,7 +122,14 @@ def _is_legal(card: fits.Card) -> bool:
         # As in `_value`.
         return False
     image = _image(card)
-    return is_of_its_kind and bool(_VALUE_INDICATOR.match(image) and _KEYWORD.match(image[:8]))
+    return is_of_its_kind and bool(_KEYWORD.match(image[:8])) and _is_told(image)
+
+
+def _is_told(image: str) -> bool:
+    """Whether it is plain what in a card is its value, if anything: an equals sign stands nowhere else."""
+    if image.startswith("HIERARCH "):
+        return "=" in image
+    return image[8:10] == "= " or image.startswith(_COMMENTARY) or "=" not in image
 
 
 def _image(card: fits.Card) -> str:
