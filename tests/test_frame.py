@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from programs import write_exposure
 from skylevel.errors import SettingsError, SkylevelError, UnreadableFrameError, UnsupportedFrameError
-from skylevel.io.blocks import read_hdus
 from skylevel.io.frame import open_frame, peek_frame
+from skylevel.io.hdus import read_hdus
 from skylevel.io.planes import FitsPlane
 
 DATA = Path(__file__).parents[2] / "shared" / "data"

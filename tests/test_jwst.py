@@ -17,6 +17,8 @@ from hypothesis.extra.numpy import arrays
 
 from skylevel.errors import OutputError, SettingsError, ShapeError, UnreadableFrameError, UnsupportedFrameError
 from skylevel.io import blocks
+from skylevel.io import hdus as hdu_reader
+from skylevel.io.hdus import open_bytes, read_hdus, read_start
 from skylevel.io.jwst import (
     flux_per_pixel,
     frame_wcs,
@@ -104,9 +106,9 @@ def make_cal(tmp_path):
 
 
 def hdu_bytes(path) -> list[bytes]:
-    with blocks.open_bytes(path) as stream:
+    with open_bytes(path) as stream:
         content = stream.read()
-    return [content[hdu.start : hdu.end] for hdu in blocks.read_hdus(path)]
+    return [content[hdu.start : hdu.end] for hdu in read_hdus(path)]
 
 
 def cards_of(header, *, without=("CHECKSUM", "DATASUM", "FILENAME", "BITPIX")) -> list[str]:
@@ -752,7 +754,7 @@ class TestBounds:
         assert "no END" in refusal(path, UnreadableFrameError)
 
     def test_endless_headers(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(blocks, "MOST_HEADERS_BYTES", 30 * 2880)
+        monkeypatch.setattr(hdu_reader, "MOST_HEADERS_BYTES", 30 * 2880)
         path = tmp_path / "many.fits"
         fits.HDUList([fits.PrimaryHDU(), *(fits.ImageHDU() for _ in range(40))]).writeto(path)
         assert "too many" in refusal(path, UnreadableFrameError)
@@ -770,7 +772,7 @@ class TestBounds:
 
     def test_name_that_no_file_has(self):
         with pytest.raises(UnreadableFrameError, match="no name"):
-            blocks.read_start("a\0.fits")
+            read_start("a\0.fits")
 
     @pytest.mark.parametrize("card", ["A_ORDER", "B_ORDER", "AP_ORDER", "BP_ORDER", "WCSAXES"])
     @pytest.mark.parametrize("value", [15000, 10**6, 10**9, -1])
@@ -895,7 +897,7 @@ class TestCompressed:
 
     def test_damaged_tiles(self, make_cal, tmp_path):
         path = compressed(make_cal, tmp_path, "GZIP_1", quantize_level=0.0)
-        hdu = blocks.read_hdus(path)[1]
+        hdu = read_hdus(path)[1]
         content = bytearray(path.read_bytes())
         content[hdu.data_start : hdu.data_end] = np.random.default_rng(1).bytes(hdu.data_end - hdu.data_start)
         path.write_bytes(content)
@@ -939,7 +941,7 @@ class TestReadBack:
         def spoilt(path, written, *, name):
             content = bytearray(path.read_bytes())
             if damage == "a pixel":
-                hdu = blocks.read_hdus(path)[len(written) > 1]
+                hdu = read_hdus(path)[len(written) > 1]
                 content[hdu.data_start + 100] ^= 1
             elif damage == "the length":
                 del content[-2880:]

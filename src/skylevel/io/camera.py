@@ -39,13 +39,12 @@ from skylevel.io.blocks import (
     announce_extensions,
     as_stored,
     fits_output,
-    read_hdus,
-    read_start,
     require_finite,
     require_other_file,
     write_hdu,
 )
 from skylevel.io.cards import ascii_text, legal_header
+from skylevel.io.hdus import read_hdus, read_start
 from skylevel.io.memory import filled_memory
 from skylevel.io.names import printable
 from skylevel.io.planes import SCALING_CARDS, image_header

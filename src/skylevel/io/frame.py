@@ -21,8 +21,8 @@ import xarray as xr
 from xarray.backends import BackendEntrypoint
 
 from skylevel.errors import SettingsError, UnreadableFrameError, UnsupportedFrameError
-from skylevel.io.blocks import FITS_MAGIC, read_start
 from skylevel.io.camera import open_raw, peek_raw
+from skylevel.io.hdus import FITS_MAGIC, read_start
 from skylevel.io.jwst import exposure_of, image_hdus, peek_of
 from skylevel.io.mosaics import is_mosaic, open_mosaic, peek_mosaic
 

@@ -40,7 +40,6 @@ from skylevel.errors import SettingsError, ShapeError, UnsupportedFrameError
 from skylevel.io.blocks import (
     CHECKSUM_CARDS,
     Card,
-    Hdu,
     Image,
     RowBlocks,
     StoredData,
@@ -49,8 +48,6 @@ from skylevel.io.blocks import (
     as_stored,
     copy_hdu,
     fits_output,
-    open_bytes,
-    read_hdus,
     require_finite,
     require_image,
     require_other_file,
@@ -58,6 +55,7 @@ from skylevel.io.blocks import (
     write_hdu,
 )
 from skylevel.io.cards import first_value, legal_header, require_legible, without_warnings
+from skylevel.io.hdus import Hdu, open_bytes, read_hdus
 from skylevel.io.past import is_resampled, levelled_by
 from skylevel.io.planes import SCALING_CARDS, image_header, variable
 from skylevel.io.planes import FitsPlane as FitsPlane

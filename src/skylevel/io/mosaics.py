@@ -29,8 +29,8 @@ import xarray as xr
 from astropy.io import fits
 
 from skylevel.errors import UnsupportedFrameError
-from skylevel.io.blocks import Hdu
 from skylevel.io.cards import first_value
+from skylevel.io.hdus import Hdu
 from skylevel.io.past import levelled_by
 from skylevel.io.planes import Scaling, image_header, variable
 

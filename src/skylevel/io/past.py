@@ -6,8 +6,8 @@ from pathlib import Path
 
 from astropy.io import fits
 
-from skylevel.io.blocks import Hdu
 from skylevel.io.cards import first_value
+from skylevel.io.hdus import Hdu
 
 # The card that a tool leaves, the value that means it did its work (any that is not "no", where there is none here),
 # and the tool.

@@ -12,9 +12,11 @@ from xarray.backends import BackendArray
 from xarray.core import indexing
 
 from skylevel.errors import UnreadableFrameError
-from skylevel.io.blocks import PIECE, Hdu, open_bytes, reading
 from skylevel.io.cards import first_value, legal_header, require_legible, without_warnings
+from skylevel.io.hdus import Hdu, open_bytes, reading
 
+# Bytes read at a time: they stay in the processor's cache.
+_PIECE = 1 << 20
 SCALING_CARDS = ("BSCALE", "BZERO", "BLANK")
 
 
@@ -119,7 +121,7 @@ class FitsPlane(BackendArray):
         """Whole rows, which are one run of the file, in pieces that stay in the processor's cache."""
         values = np.empty((stop - first, self.shape[1]), self.dtype)
         row_bytes = self.shape[1] * self._stored.itemsize
-        step = max(PIECE // row_bytes, 1)
+        step = max(_PIECE // row_bytes, 1)
         piece = np.empty((min(step, stop - first), self.shape[1]), self._stored)
         with reading(self.path), open_bytes(self.path) as stream, np.errstate(all="ignore"):
             stream.seek(sum(self._header_at) + first * row_bytes)
