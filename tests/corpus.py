@@ -134,6 +134,12 @@ def structure() -> Iterator[Case]:
         place = twice.index(b"EXTNAME", 2880) - 80
         twice = twice[:place] + f"{keyword:8}= 2".encode().ljust(80) + twice[place + 80 :]
         yield Case(f"two-{keyword}.fits", UNREADABLE, content(twice))
+    yield Case(
+        "axis-too-many.fits",
+        OPENS,
+        content(card(cal(), "PROGRAM", None).replace(b" " * 80, b"NAXIS1  = 5".ljust(80), 1)),
+    )
+    yield Case("no-value-indicator.fits", OPENS, content(cal().replace(b"PROGRAM =", b"PROGRAM  ", 1)))
     yield Case("no-PCOUNT.fits", OPENS, content(card(cal(), "PCOUNT", None, hdu=1)))
     yield Case("two-ends.fits", EITHER, content(cal() + b"END".ljust(2880)))
     yield Case("no-extension.fits", UNSUPPORTED, content(as_bytes([fits.PrimaryHDU()])))

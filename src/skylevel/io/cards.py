@@ -18,6 +18,7 @@ _COMMENTARY = ("COMMENT ", "HISTORY ", "        ", "CONTINUE")
 _KEYWORD = re.compile(r"[A-Z0-9_-]* *\Z")
 # Of which kind the standard wants a value to be that names an HDU.
 _KINDS = {"EXTNAME": str, "EXTVER": int, "EXTLEVEL": int}
+_AXIS = re.compile(r"NAXIS\d+\Z")
 # Those of an image extension that leaves them out.
 _DEFAULTS = {"PCOUNT": 0, "GCOUNT": 1}
 _WARNINGS = threading.RLock()
@@ -101,6 +102,8 @@ def legal_header(text: bytes | fits.Header) -> fits.Header:
 def _in_order(header: fits.Header) -> fits.Header:
     """Bring the cards that say what an HDU is to where the standard wants them: first, each once, and complete."""
     axes = [f"NAXIS{i + 1}" for i in range(header.get("NAXIS", 0))]
+    for keyword in set(filter(_AXIS.match, header)).difference(axes):
+        header.remove(keyword, remove_all=True)
     is_extension = "XTENSION" in header
     first = ["XTENSION" if is_extension else "SIMPLE", "BITPIX", "NAXIS", *axes]
     first += ["PCOUNT", "GCOUNT"] if is_extension else []
@@ -126,10 +129,10 @@ def _is_legal(card: fits.Card) -> bool:
 
 
 def _is_told(image: str) -> bool:
-    """Whether it is plain what in a card is its value, if anything: an equals sign stands nowhere else."""
+    """Whether a card says what is its value, if anything. Of any other, readers make what they like."""
     if image.startswith("HIERARCH "):
         return "=" in image
-    return image[8:10] == "= " or image.startswith(_COMMENTARY) or "=" not in image
+    return image[8:10] == "= " or image.startswith(_COMMENTARY)
 
 
 def _image(card: fits.Card) -> str:

@@ -1,5 +1,6 @@
 """Image planes of FITS files, read when they are indexed."""
 
+import warnings
 import zlib
 from dataclasses import dataclass
 from typing import Any
@@ -136,6 +137,8 @@ class FitsPlane(BackendArray):
         """Whole rows of a compressed image, from the tiles that they touch."""
         try:
             with without_warnings(), np.errstate(all="ignore"), fits.open(self.path) as hdus:
+                # What a decoder only warns of is damage too.
+                warnings.filterwarnings("error", message="decompression")
                 block = hdus[self.extension].section[(0,) * self._n_leading + (slice(first, stop),)]
                 return np.asarray(block).astype(self.dtype)
         except Exception as error:
