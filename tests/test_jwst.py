@@ -271,6 +271,20 @@ class TestRefusals:
         with pytest.raises(UnreadableFrameError, match="changed since"):
             frame["sci"].load()
 
+    @pytest.mark.parametrize("change", ["header", "shorter", "pipe"])
+    def test_file_that_becomes_another(self, make_cal, change):
+        path = make_cal()
+        frame = open_exposure(path)
+        content = path.read_bytes()
+        path.unlink()
+        if change == "pipe":
+            os.mkfifo(path)
+        else:
+            at = content.index(b"BUNIT") if change == "header" else 6000
+            path.write_bytes(content[:at] + (b"BUNIX" + content[at + 5 :] if change == "header" else b""))
+        with pytest.raises(UnreadableFrameError, match="changed since"):
+            frame["sci"].load()
+
 
 class TestZeroPoint:
     def test_correction(self, make_cal):

@@ -104,19 +104,21 @@ class FitsPlane(BackendArray):
         first, stop = _span(rows, self.shape[0])
         if first == stop:
             return np.empty(self.shape, self.dtype)[key]
-        try:
-            self._require_same_header()
-            block = self._tiles(first, stop) if self._scaling is None else self._rows(self._scaling, first, stop)
-        except UnreadableFrameError as error:
-            raise UnreadableFrameError(f"{self.path}: changed since it was opened: {error}") from error
+        self._require_same_header()
+        block = self._tiles(first, stop) if self._scaling is None else self._rows(self._scaling, first, stop)
         return np.asarray(block[_within(rows), columns], order="C")
 
     def _require_same_header(self) -> None:
         start, length = self._header_at
-        with reading(self.path), open_bytes(self.path) as stream:
-            stream.seek(start)
-            if zlib.crc32(stream.read(length)) != self._header_sum:
-                raise UnreadableFrameError("its image has another header")
+        try:
+            with reading(self.path), open_bytes(self.path) as stream:
+                stream.seek(start)
+                is_same = zlib.crc32(stream.read(length)) == self._header_sum
+        except UnreadableFrameError as error:
+            cause = str(error).removeprefix(f"{self.path}: ")
+            raise UnreadableFrameError(f"{self.path}: changed since it was opened: {cause}") from error
+        if not is_same:
+            raise UnreadableFrameError(f"{self.path}: changed since it was opened: its image has another header")
 
     def _rows(self, scaling: Scaling, first: int, stop: int) -> NDArray[Any]:
         """Whole rows, which are one run of the file, in pieces that stay in the processor's cache."""
@@ -129,7 +131,7 @@ class FitsPlane(BackendArray):
             for y in range(0, stop - first, step):
                 stored = piece[: stop - first - y]
                 if stream.readinto(stored.reshape(-1).view(np.uint8)) < stored.nbytes:  # type: ignore[attr-defined]
-                    raise UnreadableFrameError("its image is cut short")
+                    raise UnreadableFrameError(f"{self.path}: changed since it was opened: its image is cut short")
                 values[y : y + step] = scaling.values(stored, self.dtype)
         return values
 
@@ -144,7 +146,8 @@ class FitsPlane(BackendArray):
         except Exception as error:
             # What a damaged tile leads to is up to each of astropy's decoders.
             cause = " ".join(str(error).split())
-            raise UnreadableFrameError(f"its compressed tiles are damaged: {cause or type(error).__name__}") from error
+            said = f"{self.path}: its compressed tiles are damaged: {cause or type(error).__name__}"
+            raise UnreadableFrameError(said) from error
 
 
 def _span(rows: int | slice, n_rows: int) -> tuple[int, int]:
