@@ -1055,6 +1055,8 @@ class TestPast:
         [
             (None, "made_cal.fits", False),
             (None, "made_i2d.fits", True),
+            (None, "jw01288-o001_t011_nircam_clear-f480m_cropped.fits", True),
+            (None, "jw01288001001_02101_00001_nrca1_crf.fits", False),
             (lambda hdus: hdus[0].header.update(S_RESAMP="COMPLETE"), "a.fits", True),
             (lambda hdus: hdus[0].header.update(S_RESAMP="SKIPPED"), "a.fits", False),
             (lambda hdus: hdus.append(fits.ImageHDU(scene(), name="WHT")), "a.fits", True),

@@ -21,6 +21,8 @@ _NO = ("", "F", "FALSE", "NO", "NONE", "SKIPPED", "INCOMPLETE", "0", "N/A")
 
 _RESAMPLED_CARDS = ("S_RESAMP", "DRIZCORR")
 _RESAMPLED_HDUS = {"WHT", "CON"}
+# Products of the JWST pipeline's third stage are put together from several exposures; those of the second end in _i2d.
+_RESAMPLED_NAMES = re.compile(r"jw\d{5}-[a-z]\d+_[tsv]\d+_|.*_i2d\.")
 
 
 def levelled_by(headers: Sequence[fits.Header]) -> str:
@@ -40,4 +42,4 @@ def is_resampled(hdus: Sequence[Hdu], headers: Sequence[fits.Header], path: str)
     """Whether an image was put together from others (``_i2d``): its rows are no detector's rows."""
     done = any(str(first_value([keyword], headers)).upper() == "COMPLETE" for keyword in _RESAMPLED_CARDS)
     names = Path(path).name, str(first_value(["FILENAME"], headers))
-    return done or any("_i2d." in name for name in names) or bool(_RESAMPLED_HDUS & {hdu.name for hdu in hdus})
+    return done or any(map(_RESAMPLED_NAMES.match, names)) or bool(_RESAMPLED_HDUS & {hdu.name for hdu in hdus})
