@@ -84,8 +84,8 @@ def _value(header: fits.Header, keyword: str, damaged: object = None) -> Any:
 def legal_header(text: bytes | fits.Header) -> fits.Header:
     """Read a header to be written again: what is damaged in it becomes legal.
 
-    A value that astropy can tell is written as it should be; a card that nobody can tell becomes a COMMENT with its
-    text. A sound header stays as it is.
+    A value that astropy can tell is written as it should be; a card whose value nobody can tell becomes a COMMENT with
+    its text. A sound header stays as it is.
     """
     with without_warnings():
         header = fits.Header.fromstring(text) if isinstance(text, bytes) else text.copy()
@@ -119,8 +119,9 @@ def _in_order(header: fits.Header) -> fits.Header:
 
 def _is_legal(card: fits.Card) -> bool:
     try:
-        card.verify("silentfix")
+        # Before it is fixed: astropy makes a text of any value that it cannot tell.
         is_of_its_kind = isinstance(card.value, _KINDS.get(card.keyword, object))
+        card.verify("silentfix")
     except Exception:
         # As in `_value`.
         return False
