@@ -13,6 +13,7 @@ import resource
 import signal
 import struct
 import sys
+import tempfile
 import time
 import traceback
 import warnings
@@ -402,13 +403,10 @@ def mosaics() -> Iterator[Case]:
 
 
 def dng(pixels: np.ndarray | None = None) -> bytes:
-    stream = Path(os.environ.get("TMPDIR", "/tmp"), f"corpus-{os.getpid()}.dng")
     raw = np.random.default_rng(3).poisson(900, (60, 80)).astype("u2") if pixels is None else pixels
-    write_dng(stream, raw, datetime(2024, 8, 12))
-    try:
-        return stream.read_bytes()
-    finally:
-        stream.unlink()
+    with tempfile.TemporaryDirectory() as folder:
+        write_dng(Path(folder, "a.dng"), raw, datetime(2024, 8, 12))
+        return Path(folder, "a.dng").read_bytes()
 
 
 def tag(data: bytes, number: int, value: int, *, field: int = 8, code: str = "I") -> bytes:

@@ -203,6 +203,13 @@ class TestFiles:
         assert fsspec.filesystem("memory").cat("/out/o.fits") == b"levelled"
         assert output_exists("memory://out/o.fits")
 
+    @pytest.mark.parametrize("name", ["a.zarr", "a::b", "memory::a", "a/../b", "a b", "b/"])
+    def test_the_local_file_system(self, tmp_path, monkeypatch, name):
+        monkeypatch.chdir(tmp_path)
+        files, path = file_system(name)
+        assert (type(files).__name__, path) == ("LocalFileSystem", os.path.normpath(tmp_path / name))
+        assert file_system(str(tmp_path / name))[1] == path
+
     def test_a_name_that_looks_like_a_chain(self, tmp_path):
         with local_output(str(tmp_path / "a::b.fits")) as path:
             assert not output_exists(str(path))

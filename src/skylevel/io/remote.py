@@ -4,6 +4,7 @@ What a URL gives away (user, password, signature) is for its server alone: no me
 """
 
 import errno
+import os
 import re
 import tempfile
 from collections import defaultdict
@@ -99,6 +100,9 @@ def file_system(url: str) -> tuple[Any, str]:
     SettingsError
         The protocol is unknown, or its package is not installed. The caller names the URL.
     """
+    if not is_remote(url):
+        # A name may hold what fsspec takes for a chain of file systems.
+        return fsspec.filesystem("file"), str(Path(os.path.normpath(Path(url).expanduser().absolute())))
     try:
         files, path = fsspec.core.url_to_fs(url, use_listings_cache=False)
     except ImportError as error:
@@ -192,8 +196,5 @@ def remove_leftovers(urls: Iterable[str]) -> None:
 
 def output_exists(url: str) -> bool:
     """Whether an output is there."""
-    if not is_remote(url):
-        # A path may hold what fsspec takes for a chain of file systems.
-        return Path(url).exists()
     files, path = file_system(url)
     return bool(files.exists(path))
