@@ -16,8 +16,8 @@ from skylevel.errors import UnreadableFrameError
 # Keywords whose cards have no value (FITS standard 4.0, section 4.1.2).
 _COMMENTARY = ("COMMENT ", "HISTORY ", "        ", "CONTINUE")
 _KEYWORD = re.compile(r"[A-Z0-9_-]* *\Z")
-# Of which kind the standard wants a value to be that names an HDU.
-_KINDS = {"EXTNAME": str, "EXTVER": int, "EXTLEVEL": int}
+# Of which kind the standard wants the value of a card that readers look at to be.
+_KINDS = {"EXTNAME": str, "EXTVER": int, "EXTLEVEL": int, "BLANK": int}
 _AXIS = re.compile(r"NAXIS\d+\Z")
 # Those of an image extension that leaves them out.
 _DEFAULTS = {"PCOUNT": 0, "GCOUNT": 1}

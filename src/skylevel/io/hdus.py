@@ -102,9 +102,10 @@ def open_bytes(path: str | Path) -> Iterator[IO[bytes]]:
     UnreadableFrameError
         It is no regular file: reading a pipe or a device may wait for ever, or never end.
     """
-    if not stat.S_ISREG(Path(path).stat().st_mode):
-        what = "a folder" if Path(path).is_dir() else "a pipe, a socket or a device"
-        raise UnreadableFrameError(f"{path}: is {what}, not a file")
+    mode = Path(path).stat().st_mode
+    # A folder cannot be opened, which the system says by itself.
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise UnreadableFrameError(f"{path}: is a pipe, a socket or a device, not a file")
     with Path(path).open("rb") as plain:
         compressed = plain.read(2) == GZIP_MAGIC
         plain.seek(0)
