@@ -1,7 +1,11 @@
 """Camera raws in, mosaics out: patterns, what the camera recorded, damaged files, and the FITS others read."""
 
+import os
 import pickle
+import resource
 import struct
+import subprocess
+import sys
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -14,9 +18,17 @@ import rawpy
 import tifffile
 from astropy.io import fits
 
-from skylevel.errors import SettingsError, ShapeError, UnreadableFrameError, UnsupportedFrameError
+from skylevel.errors import (
+    OutputError,
+    SettingsError,
+    ShapeError,
+    SkylevelError,
+    UnreadableFrameError,
+    UnsupportedFrameError,
+)
 from skylevel.io import camera
-from skylevel.io.camera import open_raw, repeating_pattern, write_mosaic
+from skylevel.io.camera import open_raw, peek_raw, repeating_pattern, write_mosaic
+from skylevel.io.frame import open_frame, peek_frame
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "camera"
 XTRANS = ["GGRGGB", "GGBGGR", "BRGRBG", "GGBGGR", "GGRGGB", "RBGBRG"]
@@ -273,7 +285,8 @@ class TestWrite:
             assert len(hdus) == 2
             assert hdus[0].data is None
             assert hdus[0].header["PATH"] == "shot.bkg_subtracted.fits"
-            assert datetime.strptime(hdus[0].header["DATE"], "%a %b %d %H:%M:%S %Y")
+            assert datetime.fromisoformat(hdus[0].header["DATE"])
+            hdus.verify("exception")
             assert hdus[1].data.dtype == ">f4"
             assert hdus[1].data.min() < 0
             np.testing.assert_array_equal(hdus[1].data, levelled.astype("f4"))
@@ -332,3 +345,228 @@ class TestWrite:
             self.write(path, tmp_path, "a.fits")
         assert (tmp_path / "a.fits").read_bytes() == b"before"
         assert sorted(tmp_path.iterdir()) == sorted([path, tmp_path / "a.fits"])
+
+
+def changed_tag(path: Path, tag: int, code: str, value: int) -> Path:
+    """Set the value of a TIFF tag in the first directory."""
+    content = bytearray(path.read_bytes())
+    (offset,) = struct.unpack_from("<I", content, 4)
+    (count,) = struct.unpack_from("<H", content, offset)
+    entries = range(offset + 2, offset + 2 + 12 * count, 12)
+    (entry,) = [at for at in entries if struct.unpack_from("<H", content, at)[0] == tag]
+    struct.pack_into("<" + code, content, entry + 8, value)
+    path.write_bytes(content)
+    return path
+
+
+class TestMemoryThatLibRawLeavesUnwritten:
+    @pytest.fixture
+    def noise_as_jpeg(self, make_dng):
+        """Compression 7 says lossless JPEG; the pixels are none."""
+        return changed_tag(make_dng(), 259, "H", 7)
+
+    @pytest.mark.parametrize("perturb", ["", "0", "10", "85", "170"])
+    def test_refused_whatever_the_memory_holds(self, noise_as_jpeg, perturb):
+        program = (
+            "import sys; from skylevel.io.camera import open_raw; from skylevel.errors import UnreadableFrameError\n"
+            "try: open_raw(sys.argv[1]); print('opened')\n"
+            "except UnreadableFrameError as error: print(error)"
+        )
+        environment = os.environ | ({"MALLOC_PERTURB_": perturb} if perturb else {})
+        command = [sys.executable, "-c", program, str(noise_as_jpeg)]
+        said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+        assert said.startswith(f"{noise_as_jpeg}: is damaged: LibRaw finds no data for 21600 of its pixels")
+
+    def test_part_of_the_pixels(self, make_dng, monkeypatch):
+        """Where only the end is unwritten, the rest may hold the number that the memory was filled with."""
+        decoded = camera._decoded
+
+        def half(path):
+            pixels, attrs = decoded(path)
+            pixels[-3:] = fills.pop(0)
+            return pixels, attrs
+
+        fills = [0xF5F5, 0xCACA]
+        monkeypatch.setattr(camera, "_decoded", half)
+        with pytest.raises(UnreadableFrameError, match="no data for 540 of its pixels"):
+            open_raw(make_dng())
+
+    def test_a_sound_raw_may_hold_that_number(self, make_dng):
+        pixels = mosaic()
+        pixels[5:9, 7] = 0xF5F5
+        np.testing.assert_array_equal(open_raw(make_dng(raw=pixels))["raw"], pixels)
+
+    def test_memory_is_left_as_it_was(self, make_dng):
+        open_raw(make_dng())
+        assert np.frombuffer(bytes(1 << 20), "u1").max() == 0
+
+    def test_when_it_arrives_elsewhere(self, make_dng):
+        path = make_dng()
+        packed = pickle.dumps(open_raw(path))
+        changed_tag(path, 259, "H", 7)
+        with pytest.raises(UnreadableFrameError, match="no data"):
+            pickle.loads(packed)["raw"].load()
+
+
+class TestLies:
+    @pytest.mark.parametrize(("width", "height"), [(40000, 35000), (65535, 65535), (60000, 3000)])
+    def test_more_pixels_than_the_file_can_hold(self, make_dng, width, height):
+        path = changed_tag(changed_tag(make_dng(), 256, "I", width), 257, "I", height)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        for read in (open_raw, peek_raw):
+            with pytest.raises(SkylevelError, match=r"no image data|LibRaw"):
+                read(path)
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50 << 10
+
+
+class TestNames:
+    @pytest.mark.parametrize("name", ["caf\udce9.dng", "a\x1b[2J.dng", "a b::c.dng", "\n.dng", ".dng"])
+    def test_odd_names_open(self, make_dng, tmp_path, name):
+        path = tmp_path / name
+        make_dng().rename(path)
+        np.testing.assert_array_equal(open_frame(path)["raw"], mosaic())
+        assert peek_frame(path)[0] == (120, 180)
+
+    def test_what_a_camera_calls_itself_is_harmless(self, make_dng):
+        name = open_raw(make_dng(make="EV\x1b]0;IL\x07", model="\x1b[2J")).attrs["camera"]
+        assert name.isprintable()
+        assert "\x1b" not in name
+
+
+def colour_fits(path: Path, image=None, *, extension=False, packed=False, **cards) -> Path:
+    """A mosaic as capture programs write it: unsigned 16 bits and BAYERPAT in the primary header."""
+    image = mosaic() if image is None else image
+    known = {"BAYERPAT": "RGGB", "INSTRUME": "ZWO ASI2600MC Pro", "EXPTIME": 300.0, "FOCALLEN": 530, "GAIN": 100,
+             "DATE-OBS": "2024-08-12T23:01:02.003", "OBJECT": "M 31", "CCD-TEMP": -10.0, "FILTER": "L"}  # fmt: skip
+    header = fits.Header({**known, **cards})
+    if packed:
+        hdus = [fits.PrimaryHDU(), fits.CompImageHDU(image, header, compression_type="RICE_1")]
+    elif extension:
+        hdus = [fits.PrimaryHDU(), fits.ImageHDU(image, header)]
+    else:
+        hdus = [fits.PrimaryHDU(image, header)]
+    fits.HDUList(hdus).writeto(path)
+    return path
+
+
+class TestColourFilterFits:
+    @pytest.mark.parametrize("kind", [{}, {"extension": True}, {"packed": True}])
+    def test_opens_as_a_camera_frame(self, tmp_path, kind):
+        path = colour_fits(tmp_path / "Light_M31.fits", **kind)
+        frame = open_frame(path)
+        assert (frame["raw"].dtype, frame["raw"].dims) == (np.uint16, ("y", "x"))
+        np.testing.assert_array_equal(frame["raw"], mosaic())
+        wcs = frame.attrs.pop("wcs")
+        assert "BAYERPAT" in wcs
+        assert frame.attrs == {
+            "kind": "camera", "path": str(path), "unit": "ADU", "color_filter_array": ["RG", "GB"],
+            "camera": "ZWO ASI2600MC Pro", "exposure_time": 300.0, "focal_length": 530.0,
+            "date_obs": "2024-08-12T23:01:02.003", "sci_extension": 0 if not kind else 1,
+        }  # fmt: skip
+        assert peek_frame(path) == ((120, 180), {"kind": "camera", "camera": "ZWO ASI2600MC Pro"})
+
+    @pytest.mark.parametrize(
+        ("image", "dtype"),
+        [
+            (mosaic(), np.uint16),
+            ((mosaic() // 8).astype("u1"), np.uint16),
+            (mosaic().astype("i2"), np.float32),
+            (mosaic().astype("i4"), np.float32),
+            ((mosaic() / 65535).astype("f4"), np.float32),
+            ((mosaic() / 65535).astype("f8"), np.float32),
+        ],
+    )
+    def test_pixels_of_any_type(self, tmp_path, image, dtype):
+        frame = open_frame(colour_fits(tmp_path / "a.fits", image))
+        assert frame["raw"].dtype == dtype
+        np.testing.assert_array_equal(frame["raw"], image.astype(dtype))
+        np.testing.assert_array_equal(frame["raw"].chunk(50).compute(scheduler="threads"), image.astype(dtype))
+
+    @pytest.mark.parametrize("pattern", [["RG", "GB"], ["GB", "RG"], XTRANS, ["RGBW", "GBWR", "BWRG", "WRGB"]])
+    @pytest.mark.parametrize("order", ["TOP-DOWN", "BOTTOM-UP", None])
+    @pytest.mark.parametrize(("x", "y"), [(0, 0), (1, 0), (0, 1), (3, 1), (-1, 2)])
+    @pytest.mark.parametrize("height", [120, 121])
+    def test_every_pixel_has_its_colour(self, tmp_path, pattern, order, x, y, height):
+        """A picture whose pixels are their colours' numbers, stored as the cards say."""
+        top_down = np.array([[ord(pattern[(r + y) % len(pattern)][(c + x) % len(pattern)]) for c in range(30)]
+                             for r in range(height)], "u2")  # fmt: skip
+        stored = top_down[::-1] if order == "BOTTOM-UP" else top_down
+        cards = {"BAYERPAT": "".join(pattern), "XBAYROFF": x, "YBAYROFF": y} | ({"ROWORDER": order} if order else {})
+        frame = open_frame(colour_fits(tmp_path / "a.fits", stored, **cards))
+        found = frame.attrs["color_filter_array"]
+        n = len(found)
+        expected = [[ord(found[r % n][c % n]) for c in range(30)] for r in range(height)]
+        np.testing.assert_array_equal(frame["raw"], expected)
+
+    @pytest.mark.parametrize("value", ["", "NONE", "MONO", "GREY"])
+    def test_monochrome_is_no_mosaic(self, tmp_path, value):
+        assert open_frame(colour_fits(tmp_path / "a.fits", BAYERPAT=value)).attrs["kind"] == "jwst"
+
+    @pytest.mark.parametrize(
+        "cards",
+        [{"BAYERPAT": "RGGX"}, {"BAYERPAT": "RGB"}, {"BAYERPAT": "GGGG"}, {"BAYERPAT": "RG" * 300}, {"BAYERPAT": 5},
+         {"BAYERPAT": "../.."}, {"XBAYROFF": 0.5}, {"YBAYROFF": "one"}, {"XBAYROFF": 1e300}],
+    )  # fmt: skip
+    def test_no_pattern(self, tmp_path, cards):
+        path = colour_fits(tmp_path / "a.fits", **cards)
+        if cards.get("XBAYROFF") == 1e300:
+            assert open_frame(path).attrs["color_filter_array"] == ["RG", "GB"]
+            return
+        for read in (open_frame, peek_frame):
+            with pytest.raises(UnsupportedFrameError, match=next(iter(cards))):
+                read(path)
+
+    def test_no_zero_point(self, tmp_path):
+        with pytest.raises(SettingsError, match="zero_point"):
+            open_frame(colour_fits(tmp_path / "a.fits"), zero_point=2.0)
+
+    @pytest.mark.parametrize("layout", ["full", "primary"])
+    @pytest.mark.parametrize("kind", [{}, {"extension": True}, {"packed": True}])
+    def test_written_with_all_its_cards(self, tmp_path, layout, kind):
+        path = colour_fits(tmp_path / "a.fits", ROWORDER="BOTTOM-UP", YBAYROFF=1, CRVAL1=10.5, **kind)
+        frame = open_frame(path)
+        levelled = frame["raw"].to_numpy().astype("f8") - 905.25
+        output = tmp_path / "a.bkg_subtracted.fits"
+        write_mosaic(output, frame, levelled, cards=[("SKYLEVEL", "9.9", "version")], history=["h"], layout=layout)
+        with fits.open(output, checksum=True) as hdus:
+            hdus.verify("exception")
+            assert len(hdus) == {"full": 2, "primary": 1}[layout]
+            assert all(hdu.verify_checksum() == 1 and hdu.verify_datasum() == 1 for hdu in hdus)
+            header = hdus[-1].header
+            assert (hdus[-1].data.dtype, "BZERO" in header) == (">f4", False)
+            np.testing.assert_array_equal(hdus[-1].data, levelled.astype("f4"))
+            expected = {
+                "BAYERPAT": "RGGB", "ROWORDER": "BOTTOM-UP", "YBAYROFF": 1, "OBJECT": "M 31", "CCD-TEMP": -10.0,
+                "CRVAL1": 10.5, "EXPTIME": 300.0, "SKYLEVEL": "9.9", "PROGRAM": f"skylevel {version('skylevel')}",
+            }  # fmt: skip
+            assert {key: header[key] for key in expected} == expected
+            assert datetime.fromisoformat(header["DATE"])
+            assert hdus[0].header["PATH"] == output.name
+        again = open_frame(output)
+        assert again.attrs["kind"] == "camera"
+        assert again.attrs["levelled_by"] == peek_frame(output)[1]["levelled_by"] == "skylevel 9.9"
+        assert again.attrs["color_filter_array"] == frame.attrs["color_filter_array"]
+        assert again["raw"].dtype == np.float32
+
+    def test_our_own_output_of_a_raw_opens(self, make_dng, tmp_path):
+        frame = open_raw(make_dng())
+        write_mosaic(tmp_path / "o.fits", frame, mosaic() - 900.5, cards=[("SKYLEVEL", "9.9", "version")])
+        again = open_frame(tmp_path / "o.fits")
+        assert (again.attrs["kind"], again.attrs["levelled_by"]) == ("camera", "skylevel 9.9")
+        assert again.attrs["color_filter_array"] == frame.attrs["color_filter_array"]
+        np.testing.assert_array_equal(again["raw"], (mosaic() - 900.5).astype("f4"))
+
+    def test_source_that_changed(self, tmp_path):
+        path = colour_fits(tmp_path / "a.fits")
+        frame = open_frame(path).load()
+        path.unlink()
+        colour_fits(path, mosaic((60, 90)))
+        with pytest.raises(ShapeError, match="changed since"):
+            write_mosaic(tmp_path / "o.fits", frame, np.zeros((120, 180), "f4"))
+
+
+def test_pixels_that_overflow_are_an_error(make_dng, tmp_path):
+    frame = open_raw(make_dng())
+    with pytest.raises(OutputError, match="21600 finite pixels"):
+        write_mosaic(tmp_path / "o.fits", frame, np.full((120, 180), 2e39))
+    assert not (tmp_path / "o.fits").exists()

@@ -29,6 +29,10 @@ class UnsupportedFrameError(SkylevelError, ValueError):
     """The file is sound, but it is not a kind of exposure that skylevel levels."""
 
 
+class OutputError(SkylevelError, OSError):
+    """An output cannot be sent where it should go, reads back other than it was written, or lost finite pixels."""
+
+
 class PlanError(SkylevelError, ValueError):
     """The inputs cannot be run as asked: nothing matched, or two of them would write the same output."""
 

@@ -1,24 +1,35 @@
 """Output files appear whole or not at all."""
 
+import os
 import shutil
 import uuid
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from skylevel.io.names import safe_component
+
 _ASIDE = ".tmp"
+# Of the 255 bytes that a name may have nearly everywhere, what ours leave.
+_MOST_BYTES = 200
 
 
 def aside(path: Path) -> Path:
     """A name beside `path`, for what is to take its place once it is whole."""
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex}{_ASIDE}")
+    return path.with_name(f".{_short(path.name)}.{uuid.uuid4().hex}{_ASIDE}")
+
+
+def _short(name: str) -> str:
+    return name if len(os.fsencode(name)) <= _MOST_BYTES else safe_component(name, limit=_MOST_BYTES)
 
 
 def remove_asides(folder: Path, names: Collection[str]) -> None:
     """Remove what writers that were killed left in a folder on the way to these names; nothing may be writing them."""
+    short = set(map(_short, names))
     for path in folder.glob(f".*{_ASIDE}"):
-        if path.name[1 : -len(f".{uuid.uuid4().hex}{_ASIDE}")] in names:
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        if path.name[1 : -len(f".{uuid.uuid4().hex}{_ASIDE}")] in short:
+            # A link is removed, not what it leads to.
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
 
 
 @contextmanager

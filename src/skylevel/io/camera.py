@@ -18,7 +18,8 @@ date_obs            ISO 8601, by the camera's clock, whose time zone raws do not
 
 import struct
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
@@ -31,24 +32,32 @@ from numpy.typing import NDArray
 from xarray.backends import BackendArray
 from xarray.core import indexing
 
-from skylevel.errors import SettingsError, UnreadableFrameError, UnsupportedFrameError
-from skylevel.io.atomic import replacing
+from skylevel.errors import SettingsError, ShapeError, SkylevelError, UnreadableFrameError, UnsupportedFrameError
+from skylevel.io.cards import ascii_text, legal_header
 from skylevel.io.fits import (
     Card,
     add_provenance,
     announce_extensions,
     as_stored,
-    ascii_text,
-    read_start,
+    fits_output,
+    require_finite,
     require_other_file,
     write_hdu,
 )
+from skylevel.io.hdus import read_hdus, read_start
+from skylevel.io.memory import filled_memory
+from skylevel.io.names import printable
+from skylevel.io.planes import SCALING_CARDS, image_header
 from skylevel.version import __version__
 
 # Bayer 2, Kodak and Sony variants 4, X-Trans 6, LibRaw's widest regular code 8, Leaf 16.
 PERIODS = (1, 2, 4, 6, 8, 16)
 STRIP = 256
 EARLIEST_YEAR = 1980
+# Cards that say how an output was made, whatever its source says of itself.
+_OURS = ("DATE", "PROGRAM")
+# What LibRaw's memory is filled with before it decodes, and before it decodes again; rare as pixels of a sound raw.
+FILLS = (0xF5, 0xCA)
 TIFF_MAKE, TIFF_MODEL, DNG_MODEL = 271, 272, 50708
 
 
@@ -104,6 +113,9 @@ def open_raw(path: str | Path) -> xr.Dataset:
 
     Notes
     -----
+    LibRaw leaves pixels that a damaged file does not fill as its memory happened to be. Here that is filled with a
+    known number first: where pixels hold that number, the file is decoded once more over another, and refused if they
+    change. A sound raw is decoded once. Without glibc (macOS, Windows) such damage is not seen.
     Peak memory while opening: LibRaw's copy of the sensor and this one (2 bytes a pixel each).
     """
     source = str(Path(path).expanduser().absolute())
@@ -127,15 +139,13 @@ def peek_raw(path: str | Path) -> tuple[tuple[int, int], dict[str, Any]]:
     """
     source = str(Path(path).expanduser().absolute())
     read_start(source)
-    try:
-        with rawpy.imread(source) as raw:
-            shape = (int(raw.sizes.height), int(raw.sizes.width))
-            channels = _channels(raw)
-    except rawpy.LibRawError as error:
-        raise UnreadableFrameError(f"{source}: LibRaw says: {_cause(error)}") from error
+    with _libraw(source) as raw:
+        shape = (int(raw.sizes.height), int(raw.sizes.width))
+        channels = _channels(raw)
     name = _camera_name(source)
     # The colours count here, not where they stand.
-    return shape, {"color_filter_array": [channels], "dtype": "uint16"} | ({"camera": name} if name else {})
+    facts = {"kind": "camera", "color_filter_array": [channels], "dtype": "uint16"}
+    return shape, facts | ({"camera": name} if name else {})
 
 
 def _channels(raw: Any) -> str:
@@ -148,17 +158,68 @@ def _channels(raw: Any) -> str:
 
 def _unpack(path: str) -> tuple[NDArray[np.uint16], dict[str, Any]]:
     """Read the visible pixels, and what LibRaw knows about them."""
+    with filled_memory(FILLS[0]) as is_filled:
+        pixels, attrs = _decoded(path)
+    if is_filled and (pixels == 0x101 * FILLS[0]).any():
+        with filled_memory(FILLS[1]):
+            again, _ = _decoded(path)
+        if changed := int((pixels != again).sum()):
+            raise UnreadableFrameError(f"{path}: is damaged: LibRaw finds no data for {changed} of its pixels")
+    return pixels, attrs
+
+
+def _decoded(path: str) -> tuple[NDArray[np.uint16], dict[str, Any]]:
+    with _libraw(path) as raw:
+        _require_flat(raw, path)
+        attrs = {"color_filter_array": _color_filter_array(raw, path), **_levels(raw), **_shot(raw)}
+        return _visible(raw, path), attrs
+
+
+@contextmanager
+def _libraw(path: str) -> Iterator[Any]:
+    """Open a raw in LibRaw, whose errors name the file then; its pixels are not unpacked yet."""
     try:
-        with rawpy.imread(path) as raw:
-            _require_flat(raw, path)
-            attrs = {"color_filter_array": _color_filter_array(raw, path), **_levels(raw), **_shot(raw)}
-            return _visible(raw, path), attrs
+        with _source(path) as source, rawpy.imread(source) as raw:
+            _require_plausible(raw, path)
+            yield raw
+    except SkylevelError:
+        raise
     except rawpy.LibRawFileUnsupportedError as error:
         raise UnsupportedFrameError(f"{path}: is neither FITS nor a raw that LibRaw knows: {_cause(error)}") from error
     except rawpy.NotSupportedError as error:
         raise UnsupportedFrameError(f"{path}: this build of LibRaw cannot read it: {_cause(error)}") from error
     except rawpy.LibRawError as error:
         raise UnreadableFrameError(f"{path}: is cut short or damaged; LibRaw says: {_cause(error)}") from error
+    except (ValueError, RuntimeError, MemoryError, OverflowError) as error:
+        # What rawpy makes of texts and sizes that are damaged.
+        raise UnreadableFrameError(f"{path}: is damaged: {' '.join(str(error).split())}") from error
+
+
+@contextmanager
+def _source(path: str) -> Iterator[str | IO[bytes]]:
+    """What LibRaw is to open: the path, or the open file where its name is no UTF-8 or not for a terminal.
+
+    LibRaw itself says on standard error which file is cut short.
+    """
+    if path == printable(path):
+        yield path
+    else:
+        with Path(path).open("rb") as stream:
+            yield stream
+
+
+def _require_plausible(raw: Any, path: str) -> None:
+    """Refuse a raw whose file cannot hold its pixels, before LibRaw allocates them.
+
+    LibRaw leaves what a file does not fill as its memory happened to be, so zeros alone do not tell. No compression
+    brings a sensor's noise to a tenth of a bit a pixel.
+    """
+    sizes, n_bytes = raw.sizes, Path(path).stat().st_size
+    n_pixels = max(sizes.height * sizes.width, sizes.raw_height * sizes.raw_width)
+    if 8 * n_bytes < n_pixels / 10:
+        raise UnreadableFrameError(f"{path}: holds no image data: {n_bytes} bytes for {n_pixels} pixels")
+    if 0 in (sizes.height, sizes.width):
+        raise UnreadableFrameError(f"{path}: is damaged: its image is {sizes.height} x {sizes.width} pixels")
 
 
 def _cause(error: Exception) -> str:
@@ -177,11 +238,6 @@ def _require_flat(raw: Any, path: str) -> None:
 def _visible(raw: Any, path: str) -> NDArray[np.uint16]:
     """Copy the visible pixels, so that they outlive LibRaw's memory."""
     visible = raw.raw_image_visible
-    n_bytes = Path(path).stat().st_size
-    # LibRaw leaves what a file does not fill as its memory happened to be, so zeros alone do not tell. No compression
-    # brings a sensor's noise to a tenth of a bit a pixel.
-    if 8 * n_bytes < visible.size / 10:
-        raise UnreadableFrameError(f"{path}: holds no image data: {n_bytes} bytes for {visible.size} pixels")
     expected = (raw.sizes.height, raw.sizes.width)
     if visible.shape != expected or 0 in expected:
         raise UnreadableFrameError(f"{path}: is damaged: it holds {visible.shape} pixels of {expected}")
@@ -293,7 +349,7 @@ def _tiff_text(stream: IO[bytes], base: int, order: str, entry: Sequence[Any] | 
 
 
 def _text(value: bytes) -> str:
-    return value.split(b"\0")[0].decode("ascii", errors="replace").strip()
+    return printable(value.split(b"\0")[0].decode("ascii", errors="replace").strip())
 
 
 def write_mosaic(
@@ -312,7 +368,7 @@ def write_mosaic(
     output : str or Path
         The notebook's name is ``<stem>.bkg_subtracted.fits``. Replaced in one step once it is whole.
     frame : Dataset
-        The raw as `open_raw` gave it.
+        The raw as `open_raw` gave it, or the mosaic as `skylevel.io.mosaics` did: then the output keeps its cards.
     levelled : ndarray (y, x)
         Stored as float32, values below 0 kept.
     cards : sequence of (keyword, value, comment)
@@ -338,29 +394,54 @@ def write_mosaic(
     output = Path(output)
     require_other_file(output, frame.attrs["path"])
     pixels = as_stored(levelled, frame["raw"].shape)
-    headers = _mosaic_headers(output, pixels, layout)
-    add_provenance(headers[-1], output, [*_mosaic_cards(frame), *cards], history)
-    with replacing(output) as temporary, temporary.open("xb") as target:
-        for header in headers[:-1]:
-            write_hdu(target, header)
-        write_hdu(target, headers[-1], pixels)
+    if not np.isfinite(pixels).all():
+        require_finite(pixels, frame["raw"].to_numpy(), frame.attrs["path"])
+    source = _source_header(frame)
+    headers = _mosaic_headers(output, pixels, layout, source)
+    known = [card for card in _mosaic_cards(frame) if card[0] not in source or card[0] in _OURS]
+    add_provenance(headers[-1], output, [*known, *cards], history)
+    with fits_output(output) as (target, written):
+        written.extend(write_hdu(target, header) for header in headers[:-1])
+        written.append(write_hdu(target, headers[-1], pixels))
 
 
-def _mosaic_headers(output: Path, pixels: NDArray[Any], layout: str) -> list[fits.Header]:
+def _source_header(frame: xr.Dataset) -> fits.Header:
+    """All cards of a mosaic that was FITS already, which the output keeps; none of a camera's raw."""
+    if "sci_extension" not in frame.attrs:
+        return fits.Header()
+    path, extension = frame.attrs["path"], frame.attrs["sci_extension"]
+    hdus = read_hdus(path)
+    if extension >= len(hdus) or hdus[extension].shape[-2:] != frame["raw"].shape:
+        raise ShapeError(f"{path}: changed since it was opened: its image has another shape")
+    header = image_header(path, extension, hdus[extension])
+    if extension:
+        header = legal_header(hdus[0].text) + header
+    for keyword in SCALING_CARDS:
+        header.remove(keyword, ignore_missing=True, remove_all=True)
+    return header
+
+
+def _mosaic_headers(output: Path, pixels: NDArray[Any], layout: str, source: fits.Header) -> list[fits.Header]:
     """Make the headers of the file's HDUs; the last one's is the image's."""
     notebook = _notebook_header(output)
     if layout == "primary":
-        return [fits.PrimaryHDU(pixels, notebook).header]
+        header = source.copy()
+        header.update(notebook)
+        return [fits.PrimaryHDU(pixels, header).header]
     if layout != "full":
         raise SettingsError(f"layout = {layout!r}: needs one of full, primary")
-    headers = [fits.PrimaryHDU(header=notebook).header, fits.ImageHDU(pixels).header]
+    headers = [fits.PrimaryHDU(header=notebook).header, fits.ImageHDU(pixels, source).header]
     announce_extensions(headers[0])
     return headers
 
 
 def _notebook_header(output: Path) -> fits.Header:
-    # ctime, in local time, as the notebook's readers know it.
-    return fits.Header([("DATE", datetime.now().ctime()), ("PATH", ascii_text(output.name))])
+    # The notebook's own DATE, as Python's ctime writes it, is no date in FITS.
+    return fits.Header([("DATE", _now()), ("PATH", ascii_text(output.name))])
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def _mosaic_cards(frame: xr.Dataset) -> list[Card]:
@@ -378,7 +459,7 @@ def _mosaic_cards(frame: xr.Dataset) -> list[Card]:
         ("INSTRUME", attrs.get("camera"), "camera"),
         ("FOCALLEN", attrs.get("focal_length"), "[mm] focal length"),
         ("APERTURE", attrs.get("aperture"), "f-number"),
-        ("DATE", datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S"), "UTC, when this file was written"),
+        ("DATE", _now(), "UTC, when this file was written"),
         ("PROGRAM", f"skylevel {__version__}", "what wrote this file"),
     ]
     return [card for card in cards if card[1] is not None]

@@ -1,19 +1,14 @@
-"""FITS files as runs of bytes: where each HDU stands, copying one untouched, writing one with its checksum.
+"""FITS files written HDU by HDU: one copied untouched, one with its checksum, all read back.
 
-astropy reads and builds headers. The walk over the file is done here, because a file that is cut short or damaged must
-be refused in words before any pixel is read, and because an HDU that nothing changes is best copied as it is. The
-checksum is summed here while the pixels are written: through astropy it takes a second pass and a second image.
+astropy builds headers. An HDU that nothing changes is best copied as it is, and the checksum is summed here while the
+pixels are written: through astropy it takes a second pass and a second image.
 """
 
 import gzip
-import math
 import os
-import re
-import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,200 +16,30 @@ import numpy as np
 from astropy.io import fits
 from numpy.typing import NDArray
 
-from skylevel.errors import SettingsError, ShapeError, UnreadableFrameError
+from skylevel.errors import OutputError, SettingsError, ShapeError, UnreadableFrameError
+from skylevel.io.atomic import replacing
+from skylevel.io.cards import ascii_text
+from skylevel.io.hdus import BLOCK, CARD, Hdu, padded, read_hdus
 
-BLOCK = 2880
-CARD = 80
 PIECE = 1 << 20
-FITS_MAGIC = b"SIMPLE  ="
-GZIP_MAGIC = b"\x1f\x8b"
-PRINTABLE = bytes(range(32, 127))
-# Cards that say what an HDU is and how long.
-_STRUCTURE = (b"BITPIX", b"NAXIS", b"PCOUNT", b"GCOUNT", b"XTENSION", b"EXTNAME")
-_QUOTED = re.compile(r" *'((?:[^']|'')*)'")
 CHECKSUM_COMMENT = "set by skylevel"
+CHECKSUM_CARDS = ("DATASUM", "CHECKSUM")
 
 Card = tuple[str, str | int | float | bool | None, str]
 
 
-@dataclass(frozen=True)
-class Hdu:
-    """One header and data unit of a FITS file.
+@dataclass(frozen=True, slots=True)
+class Written:
+    """Where an HDU was written, and the sum of its data; the latter None where they were copied inside the kernel."""
 
-    Attributes
-    ----------
-    text : bytes
-        Its header's cards.
-    start, end : int
-        Where it stands in the (decompressed) file.
-    name : str
-        EXTNAME in capitals; empty where there is none.
-    shape : tuple of int
-        Axes in NumPy's order; empty where there is no image.
-    bits : int
-        BITPIX: bits of a pixel, negative for floating-point numbers.
-    """
-
-    text: bytes
     start: int
     end: int
-    name: str
-    shape: tuple[int, ...]
-    bits: int
-
-    @cached_property
-    def header(self) -> fits.Header:
-        """The header as astropy has it: dear to make, and mostly not needed of every HDU."""
-        return fits.Header.fromstring(self.text)
-
-    @property
-    def is_floating(self) -> bool:
-        """Whether the pixels are stored as floating-point numbers."""
-        return self.bits < 0
+    datasum: int | None = None
 
 
-@contextmanager
-def open_bytes(path: str | Path) -> Iterator[IO[bytes]]:
-    """Open a file to read its bytes, decompressed where it is gzip."""
-    with Path(path).open("rb") as plain:
-        compressed = plain.read(2) == GZIP_MAGIC
-        plain.seek(0)
-        yield gzip.GzipFile(fileobj=plain) if compressed else plain  # type: ignore[misc]
-
-
-@contextmanager
-def reading(path: str | Path) -> Iterator[None]:
-    """Turn what the system says about a file that cannot be read into an `UnreadableFrameError` that names it."""
-    try:
-        yield
-    except UnreadableFrameError:
-        raise
-    except FileNotFoundError as error:
-        raise UnreadableFrameError(f"{path}: there is no such file") from error
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UnreadableFrameError(f"{path}: its gzip compression is cut short or damaged: {error}") from error
-    except OSError as error:
-        raise UnreadableFrameError(f"{path}: cannot be read: {error.strerror or error}") from error
-
-
-def read_start(path: str | Path) -> bytes:
-    """Read the first bytes of a file, enough to tell FITS; decompressed where it is gzip.
-
-    Raises
-    ------
-    UnreadableFrameError
-        The file is missing, unreadable or empty.
-    """
-    with reading(path), open_bytes(path) as stream:
-        start = stream.read(len(FITS_MAGIC))
-    if not start:
-        raise UnreadableFrameError(f"{path}: the file is empty")
-    return start
-
-
-def read_hdus(path: str | Path) -> list[Hdu]:
-    """Find every HDU of a FITS file, from its headers alone.
-
-    Raises
-    ------
-    UnreadableFrameError
-        A header is damaged, or the file ends before its data do.
-    """
-    hdus: list[Hdu] = []
-    position = 0
-    with reading(path), open_bytes(path) as stream:
-        while text := _header_text(stream, f"{path}: HDU {len(hdus)}"):
-            hdus.append(_hdu(text, position, f"{path}: HDU {len(hdus)}"))
-            position = hdus[-1].end
-            _require_length(stream, position, f"{path}: HDU {len(hdus) - 1}")
-    return hdus
-
-
-def _header_text(stream: IO[bytes], label: str) -> bytes:
-    """Read the blocks of the header that begins here; none at the end of the file."""
-    blocks: list[bytes] = []
-    while block := stream.read(BLOCK):
-        # Some writers fill up the end of a file with zeros: nothing stands there.
-        if not blocks and not block.strip(b"\0 "):
-            return b""
-        if len(block) < BLOCK or block.translate(None, PRINTABLE):
-            raise UnreadableFrameError(f"{label}: its header is damaged or cut short")
-        blocks.append(block)
-        if any(block[i : i + CARD].rstrip() == b"END" for i in range(0, BLOCK, CARD)):
-            return b"".join(blocks)
-    if blocks:
-        raise UnreadableFrameError(f"{label}: the file ends inside its header")
-    return b""
-
-
-def _hdu(text: bytes, start: int, label: str) -> Hdu:
-    if not text.startswith(b"XTENSION=" if start else FITS_MAGIC):
-        raise UnreadableFrameError(f"{label}: its header is damaged: it begins with {text[:9].decode()!r}")
-    try:
-        cards = _structure(text)
-        axes = tuple(_integer(cards, f"NAXIS{i}") for i in range(_integer(cards, "NAXIS"), 0, -1))
-        bits = _integer(cards, "BITPIX")
-        end = start + len(text) + _padded(_data_length(cards, axes, bits))
-    except ValueError as error:
-        raise UnreadableFrameError(f"{label}: its header is damaged: {error}") from error
-    is_image = _text(cards.get("XTENSION", "'IMAGE'")) == "IMAGE"
-    return Hdu(text, start, end, _text(cards.get("EXTNAME", "''")).upper(), axes if is_image else (), bits)
-
-
-def _structure(text: bytes) -> dict[str, str]:
-    """The values, as they are written, of the cards that say what an HDU is and how long.
-
-    Of thousands of headers in a program hardly another card is looked at, and astropy takes its time for each.
-    """
-    cards: dict[str, str] = {}
-    for i in range(0, len(text), CARD):
-        if text.startswith(_STRUCTURE, i) and text[i + 8 : i + 10] == b"= ":
-            cards.setdefault(text[i : i + 8].decode().rstrip(), text[i + 10 : i + CARD].decode())
-    return cards
-
-
-def _integer(cards: Mapping[str, str], keyword: str, default: str | None = None) -> int:
-    value = cards.get(keyword, default)
-    if value is None:
-        raise ValueError(f"it has no {keyword}")
-    number = value.partition("/")[0].strip()
-    if not number.removeprefix("-").removeprefix("+").isdecimal():
-        raise ValueError(f"{keyword} is {number!r}")
-    return int(number)
-
-
-def _text(value: str) -> str:
-    """A quoted value without its quotes and the blanks that follow it."""
-    found = _QUOTED.match(value)
-    return found.group(1).replace("''", "'").strip() if found else ""
-
-
-def _data_length(cards: Mapping[str, str], axes: tuple[int, ...], bits: int) -> int:
-    """Bytes of the data unit without its padding (FITS standard 4.0, equation 2)."""
-    if bits not in (8, 16, 32, 64, -32, -64):
-        raise ValueError(f"BITPIX is {bits!r}")
-    groups, parameters = _integer(cards, "GCOUNT", "1"), _integer(cards, "PCOUNT", "0")
-    count = groups * (parameters + math.prod(axes)) if axes else 0
-    if count < 0 or min(axes, default=0) < 0:
-        raise ValueError(f"its axes are {axes}")
-    return abs(bits) // 8 * count
-
-
-def _padded(length: int) -> int:
-    return -(-length // BLOCK) * BLOCK
-
-
-def _require_length(stream: IO[bytes], end: int, label: str) -> None:
-    """Leave `stream` at `end`, having seen that the file reaches it."""
-    stream.seek(end - 1)
-    if stream.read(1):
-        return
-    length = stream.seek(0, os.SEEK_END)
-    raise UnreadableFrameError(f"{label}: the file is cut short: it has {length} bytes and needs at least {end}")
-
-
-def copy_hdu(hdu: Hdu, source: IO[bytes], target: IO[bytes]) -> None:
+def copy_hdu(hdu: Hdu, source: IO[bytes], target: IO[bytes]) -> Written:
     """Append the HDU's bytes as they are: inside the kernel where it can (Linux), else through memory."""
+    start = target.tell()
     position = hdu.start if isinstance(source, gzip.GzipFile) else _copy_in_kernel(hdu, source, target)
     source.seek(position)
     while position < hdu.end:
@@ -223,6 +48,7 @@ def copy_hdu(hdu: Hdu, source: IO[bytes], target: IO[bytes]) -> None:
             raise UnreadableFrameError(f"{source.name}: the file became shorter while it was copied")
         target.write(piece)
         position += len(piece)
+    return Written(start, start + hdu.end - hdu.start)
 
 
 def _copy_in_kernel(hdu: Hdu, source: IO[bytes], target: IO[bytes]) -> int:
@@ -264,38 +90,132 @@ class RowBlocks:
 Image = NDArray[Any] | RowBlocks
 
 
-def write_hdu(target: IO[bytes], header: fits.Header, pixels: Image | None = None) -> None:
-    """Append an HDU with its CHECKSUM and DATASUM.
+@dataclass(frozen=True, slots=True)
+class StoredData:
+    """The data unit of an HDU, to be copied as it is under a header that changed.
+
+    Attributes
+    ----------
+    hdu : Hdu
+    source : binary stream
+        The file that it stands in.
+    """
+
+    hdu: Hdu
+    source: IO[bytes]
+
+
+def write_hdu(
+    target: IO[bytes],
+    header: fits.Header,
+    pixels: Image | StoredData | None = None,
+    *,
+    sums: Collection[str] = CHECKSUM_CARDS,
+) -> Written:
+    """Append an HDU.
 
     Parameters
     ----------
     target : binary stream
         Can be sought: the header is written again once the sum of the pixels is known.
     header : Header
-        Complete; the two cards are set in it.
-    pixels : ndarray or RowBlocks, optional
+        Complete; the cards of `sums` are set in it.
+    pixels : ndarray, RowBlocks or StoredData, optional
         In this machine's byte order, 4 or 8 bytes each, as `header` declares them.
+    sums : collection of {"CHECKSUM", "DATASUM"}
+        The cards to set; both by default.
 
     Notes
     -----
     Peak extra memory: 1 MiB. The cards' comments carry no time, so that the same pixels give the same bytes.
     """
     start = target.tell()
-    _write_header(target, header, 0)
-    if pixels is not None:
-        datasum = _write_pixels(target, pixels)
-        end = target.tell()
-        target.seek(start)
-        _write_header(target, header, datasum)
-        target.seek(end)
+    _write_header(target, header, 0, sums)
+    if pixels is None:
+        return Written(start, target.tell(), 0)
+    datasum = _copy_data(target, pixels) if isinstance(pixels, StoredData) else _write_pixels(target, pixels)
+    end = target.tell()
+    target.seek(start)
+    _write_header(target, header, datasum, sums)
+    target.seek(end)
+    return Written(start, end, datasum)
 
 
-def _write_header(target: IO[bytes], header: fits.Header, datasum: int) -> None:
-    header["DATASUM"] = (str(datasum), CHECKSUM_COMMENT)
-    header["CHECKSUM"] = ("0" * 16, CHECKSUM_COMMENT)
-    words = np.frombuffer(header.tostring().encode("ascii"), ">u4")
-    header["CHECKSUM"] = _checksum_text(_folded(int(words.sum(dtype=np.uint64)) + datasum))
+def _write_header(target: IO[bytes], header: fits.Header, datasum: int, sums: Collection[str]) -> None:
+    if "DATASUM" in sums:
+        header["DATASUM"] = (str(datasum), CHECKSUM_COMMENT)
+    if "CHECKSUM" in sums:
+        header["CHECKSUM"] = ("0" * 16, CHECKSUM_COMMENT)
+        words = np.frombuffer(header.tostring().encode("ascii"), ">u4")
+        header["CHECKSUM"] = _checksum_text(_folded(int(words.sum(dtype=np.uint64)) + datasum))
     target.write(header.tostring().encode("ascii"))
+
+
+def _copy_data(target: IO[bytes], data: StoredData) -> int:
+    """Append a data unit as it is; returns its datasum."""
+    total = 0
+    for piece in _pieces(data.source, data.hdu.data_start, data.hdu.end):
+        target.write(piece)
+        total += _sum_of(piece)
+    return _folded(total)
+
+
+def _pieces(stream: IO[bytes], start: int, end: int) -> Iterator[bytes]:
+    """The bytes from `start` to `end`, whole blocks at a time."""
+    stream.seek(start)
+    for position in range(start, end, BLOCK * 364):
+        piece = stream.read(min(BLOCK * 364, end - position))
+        if not piece:
+            raise UnreadableFrameError(f"{stream.name}: the file became shorter while it was read")
+        yield piece
+
+
+def _sum_of(piece: bytes) -> int:
+    return int(np.frombuffer(piece, ">u4").sum(dtype=np.uint64))
+
+
+@contextmanager
+def fits_output(output: Path) -> Iterator[tuple[IO[bytes], list[Written]]]:
+    """A file to append HDUs to, with the list of what was written: read back, and put in its place, when all is there.
+
+    Raises
+    ------
+    OutputError
+        What reads back is not what was written.
+    """
+    with replacing(output) as temporary:
+        written: list[Written] = []
+        with temporary.open("xb") as target:
+            yield target, written
+        read_back(temporary, written, name=output)
+
+
+def read_back(path: Path, written: Sequence[Written], *, name: Path) -> None:
+    """See that a file is what was written, by its own headers' account and by the sums of its data.
+
+    Raises
+    ------
+    OutputError
+        It is not.
+
+    Notes
+    -----
+    Where an HDU was copied inside the kernel, its place and length are compared, not its bytes.
+    """
+    try:
+        hdus = read_hdus(path, is_ours=True)
+        with path.open("rb") as stream:
+            summed = [(hdu, w.datasum) for hdu, w in zip(hdus, written, strict=False) if w.datasum is not None]
+            wrong = [hdu for hdu, datasum in summed if _datasum(stream, hdu) != datasum]
+    except UnreadableFrameError as error:
+        raise OutputError(f"{name}: reads back damaged after it was written: {error}") from error
+    places = [(hdu.start, hdu.end) for hdu in hdus]
+    if wrong or places != [(w.start, w.end) for w in written] or path.stat().st_size != places[-1][1]:
+        raise OutputError(f"{name}: reads back other than it was written: the disk or its file system is at fault")
+
+
+def _datasum(stream: IO[bytes], hdu: Hdu) -> int:
+    return _folded(sum(map(_sum_of, _pieces(stream, hdu.data_start, hdu.end))))
 
 
 def _checksum_text(total: int) -> str:
@@ -330,7 +250,7 @@ def _write_pixels(target: IO[bytes], pixels: Image) -> int:
             # A word is the same number in either order, so the sum needs no swapping.
             total += int(piece.view(np.uint32).sum(dtype=np.uint64))
         n_bytes += flat.nbytes
-    target.write(bytes(_padded(n_bytes) - n_bytes))
+    target.write(bytes(padded(n_bytes) - n_bytes))
     return _folded(total)
 
 
@@ -359,7 +279,33 @@ def as_stored(pixels: Any, shape: tuple[int, ...], *, dtype: type[np.generic] = 
         `pixels` is no NumPy array, or of another shape.
     """
     require_image(pixels, shape)
-    return np.ascontiguousarray(pixels, dtype=dtype)
+    with np.errstate(over="ignore"):
+        # What does not fit is found by `require_finite`, which can name the file.
+        return np.ascontiguousarray(pixels, dtype=dtype)
+
+
+def require_finite(levelled: NDArray[Any], original: NDArray[Any], name: str | Path) -> None:
+    """Refuse an image that lost finite pixels: numbers near the largest that there are overflow.
+
+    Parameters
+    ----------
+    levelled, original : ndarray
+        Of one shape.
+    name : str or Path
+        The exposure, for the message.
+
+    Raises
+    ------
+    OutputError
+        A pixel of `original` is finite and that of `levelled` is not.
+    """
+    lost = ~np.isfinite(levelled)
+    if lost.any():
+        lost &= np.isfinite(original)
+    if count := int(lost.sum()):
+        raise OutputError(
+            f"{name}: {count} finite pixels are not finite once levelled: the exposure holds numbers too large to level"
+        )
 
 
 def require_image(pixels: Any, shape: tuple[int, ...]) -> None:
@@ -403,11 +349,6 @@ def _fitting(value: Any, comment: str) -> str:
     """Cut a comment to what its card has room for, which astropy would do with a warning."""
     quoted = len(value.replace("'", "''")) + 2 if isinstance(value, str) else 0
     return comment[: max(0, CARD - len("KEYWORD = ") - max(20, quoted) - len(" / "))]
-
-
-def ascii_text(text: str) -> str:
-    """Reduce text to what a FITS header can hold: printable ASCII, with ``?`` for anything else."""
-    return "".join(c if c.isascii() and c.isprintable() else "?" for c in text)
 
 
 def require_other_file(output: Path, source: str) -> None:

@@ -5,8 +5,10 @@ Every frame has dims ``(y, x)`` and the attributes ``kind`` (``"jwst"`` or ``"ca
 ========  ======================================================  =====================================================
 kind      variables                                               made by
 ========  ======================================================  =====================================================
-jwst      ``sci`` float32 or float64, ``err``, ``dq`` uint32      `skylevel.io.jwst.open_exposure`, with its attributes
+jwst      ``sci`` float32 or float64, ``err``, ``wht``,           `skylevel.io.jwst.open_exposure`, with its attributes
+          ``dq`` uint32
 camera    ``raw`` uint16                                          `skylevel.io.camera.open_raw`, with its attributes
+camera    ``raw`` uint16 or float32                               `skylevel.io.mosaics.open_mosaic`, with its attributes
 ========  ======================================================  =====================================================
 """
 
@@ -20,14 +22,15 @@ from xarray.backends import BackendEntrypoint
 
 from skylevel.errors import SettingsError, SkylevelError, UnreadableFrameError, UnsupportedFrameError
 from skylevel.io.camera import open_raw, peek_raw
-from skylevel.io.fits import FITS_MAGIC, read_start
-from skylevel.io.jwst import open_exposure, peek_exposure
+from skylevel.io.hdus import FITS_MAGIC, read_start
+from skylevel.io.jwst import exposure_of, image_hdus, peek_of
+from skylevel.io.mosaics import is_mosaic, open_mosaic, peek_mosaic
 from skylevel.io.remote import is_remote, local_input, local_start
 
 # The image's header stands within so much of most files.
 _HEADER_BYTES = 1 << 20
 
-FITS_SUFFIXES = (".fits", ".fit", ".fts", ".fits.gz", ".fit.gz", ".fts.gz")
+FITS_SUFFIXES = tuple(f".{name}{packed}" for packed in ("", ".gz", ".fz") for name in ("fits", "fit", "fts"))
 
 
 class SkylevelBackendEntrypoint(BackendEntrypoint):
@@ -54,7 +57,8 @@ def open_frame(path: str | os.PathLike[str], *, zero_point: float | None = None)
     Parameters
     ----------
     path : str or path-like
-        A JWST exposure (``_cal``, ``_rate``, ``_crf``, ``_i2d``, FITS, gzip or not) or a camera raw that LibRaw reads.
+        A JWST exposure (``_cal``, ``_rate``, ``_crf``, ``_i2d``), a colour-filter mosaic (FITS with BAYERPAT), both
+        compressed by gzip or fpack or not; or a camera raw that LibRaw reads.
     zero_point : float, optional
         A newer flux calibration than the file's, in MJy/sr per DN/s; JWST only. Kept as the attribute
         ``zero_point_correction`` = `zero_point` / PHOTMJSR, which `skylevel.flux_per_pixel` applies.
@@ -79,7 +83,12 @@ def open_frame(path: str | os.PathLike[str], *, zero_point: float | None = None)
 
 
 def peek_frame(path: str | os.PathLike[str]) -> tuple[tuple[int, int], dict[str, Any]]:
-    """Return the shape (y, x) of a frame, and what its header alone tells: `kind`, and some of a frame's attributes.
+    """Return the shape (y, x) of a frame, and what its header alone tells.
+
+    Returns
+    -------
+    tuple of int, dict
+        ``kind``, and those of a frame's attributes that are known without its pixels; `dtype` of the image.
 
     Raises
     ------
@@ -88,10 +97,12 @@ def peek_frame(path: str | os.PathLike[str]) -> tuple[tuple[int, int], dict[str,
     """
     if is_remote(os.fspath(path)):
         return _peek_remote(os.fspath(path))
-    source = Path(path)
-    is_fits = read_start(source) == FITS_MAGIC
-    shape, attributes = (peek_exposure if is_fits else peek_raw)(source)
-    return shape, {"kind": "jwst" if is_fits else "camera"} | attributes
+    source = _absolute(path)
+    if read_start(source) != FITS_MAGIC:
+        return peek_raw(source)
+    hdus, extension = image_hdus(source)
+    peek = peek_mosaic if is_mosaic(hdus, extension) else peek_of
+    return peek(hdus, extension, source)
 
 
 def _peek_remote(url: str) -> tuple[tuple[int, int], dict[str, Any]]:
@@ -104,14 +115,31 @@ def _peek_remote(url: str) -> tuple[tuple[int, int], dict[str, Any]]:
             return peek_frame(path)
 
 
+def _absolute(path: str | os.PathLike[str]) -> str:
+    return str(Path(path).expanduser().absolute())
+
+
 def _open(path: Path, zero_point: float | None) -> xr.Dataset:
-    if read_start(path) == FITS_MAGIC:
-        return open_exposure(path, zero_point)
+    source = _absolute(path)
+    if read_start(source) != FITS_MAGIC:
+        _require_no(zero_point, f"{path}: zero_point is for JWST exposures; this file is not FITS")
+        return _open_raw(source)
+    hdus, extension = image_hdus(source)
+    if not is_mosaic(hdus, extension):
+        return exposure_of(hdus, extension, source, zero_point)
+    _require_no(zero_point, f"{path}: zero_point is for JWST exposures; this file is a colour-filter mosaic")
+    return open_mosaic(hdus, extension, source)
+
+
+def _require_no(zero_point: float | None, message: str) -> None:
     if zero_point is not None:
-        raise SettingsError(f"{path}: zero_point is for JWST exposures; this file is not FITS")
+        raise SettingsError(message)
+
+
+def _open_raw(source: str) -> xr.Dataset:
     try:
-        return open_raw(path)
-    except UnsupportedFrameError as error:
-        if path.name.lower().endswith(FITS_SUFFIXES):
-            raise UnreadableFrameError(f"{path}: is named as FITS but does not begin as FITS") from error
+        return open_raw(source)
+    except (UnsupportedFrameError, UnreadableFrameError) as error:
+        if source.lower().endswith(FITS_SUFFIXES):
+            raise UnreadableFrameError(f"{source}: is named as FITS but does not begin as FITS") from error
         raise

@@ -14,14 +14,17 @@ photmjsr                   PHOTMJSR (MJy/sr per DN/s)
 pixel_area_sr              PIXAR_SR (sr)
 pixel_area_arcsec2         PIXAR_A2 (arcsec2)
 sci_extension              index of the HDU of the image (int)
+compression                the method, such as RICE_1, where the image is tile-compressed
+resampled                  True where the image was put together from others (``_i2d``)
+levelled_by                the tool that levelled it before; see `skylevel.io.past`
 wcs                        that HDU's cards, one to a line: ``WCS(fits.Header.fromstring(wcs, sep="\n"))``
 zero_point_correction      the given zero point / PHOTMJSR
 =========================  ====================================================================================
 """
 
 import math
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,33 +32,47 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from astropy.io import fits
-from astropy.utils.exceptions import AstropyWarning
-from astropy.wcs import WCS, WcsError
+from astropy.wcs import WCS
 from astropy.wcs.utils import proj_plane_pixel_scales
 from numpy.typing import NDArray
-from xarray.backends import BackendArray
-from xarray.core import indexing
 
-from skylevel.errors import SettingsError, ShapeError, UnreadableFrameError, UnsupportedFrameError
-from skylevel.io.atomic import replacing
+from skylevel.errors import SettingsError, ShapeError, UnsupportedFrameError
+from skylevel.io.cards import first_value, legal_header, require_legible, without_warnings
 from skylevel.io.fits import (
+    CHECKSUM_CARDS,
     Card,
-    Hdu,
     Image,
     RowBlocks,
+    StoredData,
     add_provenance,
     announce_extensions,
     as_stored,
     copy_hdu,
-    open_bytes,
-    read_hdus,
+    fits_output,
+    require_finite,
     require_image,
     require_other_file,
     require_shape,
     write_hdu,
 )
+from skylevel.io.hdus import Hdu, open_bytes, read_hdus
+from skylevel.io.past import is_resampled, levelled_by
+from skylevel.io.planes import SCALING_CARDS, image_header, variable
+from skylevel.io.planes import FitsPlane as FitsPlane
 
-LevelledHdu = tuple[fits.Header, Image | None]
+# HDUs that hold no picture of the sky, by their names in the files of JWST, HST and others.
+_OTHER_MEANINGS = re.compile(
+    r"(ERR|DQ|VAR|IVAR|WHT|WEIGHT|CON$|CONTEXT|CTX|AREA|PIXELDQ|GROUPDQ|ZEROFRAME|REFOUT|WMAP|WAVELENGTH|PATHLOSS|"
+    r"FLAT|DARK|BIAS|GAIN|READNOISE|MASK|BADPIX|FLAG|QUALITY|RMS|STD|SIGMA|NOISE|UNCERT|EXP|COVERAGE|HITS|NHIT|SEG|"
+    r"BKG|BACKGROUND|PSF|SAMP|TIME|REGION|SOURCE_MASK|ROW_LEVEL|D2IM|WCSDVARR|NPOL|BARSHADOW|HDRTAB|ASDF)"
+)
+# The SIP convention's own bound, and more axes than any image of the sky has. Without them one damaged card makes
+# WCSLIB take all memory, or minutes.
+_MOST_SIP_ORDER = 9
+_MOST_WCS_AXES = 16
+_ORDER_CARDS = ("A_ORDER", "B_ORDER", "AP_ORDER", "BP_ORDER")
+# Cards that decide where an exposure's results go.
+_NEEDED_CARDS = ("DETECTOR", "FILTER")
 
 OBSERVATION_CARDS: Mapping[str, tuple[type, tuple[str, ...]]] = {
     "instrument": (str, ("INSTRUME",)),
@@ -79,49 +96,7 @@ PHOTOMETRY_CARDS: Mapping[str, tuple[type, tuple[str, ...]]] = {
     "pixel_area_arcsec2": (float, ("PIXAR_A2",)),
 }
 
-_LONG_NAMES = {"sci": "science image", "err": "uncertainty", "dq": "data quality flags"}
-
-
-class FitsPlane(BackendArray):
-    """One image plane of a FITS file, read when it is indexed, and only the rows asked for.
-
-    It holds no open file, so it pickles, and several threads or processes may read it at once.
-    """
-
-    def __init__(self, path: str, extension: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-        self.path = path
-        self.extension = extension
-        self.leading = (0,) * (len(shape) - 2)
-        self.shape = shape[-2:]
-        self.dtype = dtype
-
-    def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
-        return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.BASIC, self._read)
-
-    def _read(self, key: tuple[int | slice, ...]) -> NDArray[Any]:
-        rows, columns = key
-        first, stop = _span(rows, self.shape[0])
-        if first == stop:
-            return np.empty(self.shape, self.dtype)[key]
-        try:
-            # Whole rows are one run of the file, and stay unread (memory-mapped) until their columns are taken.
-            with fits.open(self.path) as hdus:
-                block = hdus[self.extension].section[(*self.leading, slice(first, stop))]
-                return np.asarray(block[_within(rows), columns]).astype(self.dtype)
-        except (OSError, IndexError) as error:
-            cause = " ".join(str(error).split())
-            raise UnreadableFrameError(f"{self.path}: changed since it was opened: {cause}") from error
-
-
-def _span(rows: int | slice, n_rows: int) -> tuple[int, int]:
-    """First row, and the row after the last, of a basic index that goes upwards."""
-    selected = range(n_rows)[rows] if isinstance(rows, slice) else [range(n_rows)[rows]]
-    return (selected[0], selected[-1] + 1) if len(selected) else (0, 0)
-
-
-def _within(rows: int | slice) -> int | slice:
-    """Turn an index into the image into one into the rows that were read."""
-    return slice(None, None, rows.step) if isinstance(rows, slice) else 0
+_LONG_NAMES = {"sci": "science image", "err": "uncertainty", "dq": "data quality flags", "wht": "weight of each pixel"}
 
 
 def open_exposure(path: str | Path, zero_point: float | None = None) -> xr.Dataset:
@@ -130,40 +105,48 @@ def open_exposure(path: str | Path, zero_point: float | None = None) -> xr.Datas
     Parameters
     ----------
     path : str or Path
-        FITS, gzip or not. The image is the HDU named SCI; where none is, the primary's or else the first extension's.
+        FITS, gzip or not, its images tile-compressed or not. The image is the HDU named SCI; where none is, the
+        primary's or else the first extension's that is not named as something else (DQ, ERR, VAR_*, WHT ...).
     zero_point : float, optional
         MJy/sr per DN/s; see `skylevel.open_frame`.
 
     Returns
     -------
     xarray.Dataset
-        ``sci`` (y, x) float32 (float64 where the file has that), ``err`` float32 and ``dq`` uint32 where the file has
-        them in the same shape; unread. Attributes: see this module.
+        ``sci`` (y, x) float32 (float64 where the file has that), ``err`` and ``wht`` float32 and ``dq`` uint32 where
+        the file has them in the same shape; unread. Attributes: see this module.
 
     Raises
     ------
     UnreadableFrameError
-        The file is missing, cut short or damaged.
+        The file is missing, cut short or damaged, or its DETECTOR or FILTER cannot be read.
     UnsupportedFrameError
         It has no image, several, or one of more than one plane.
     SettingsError
         `zero_point` is not above 0, or the file has no PHOTMJSR to compare it with.
     """
     source = str(Path(path).expanduser().absolute())
-    hdus = read_hdus(source)
-    extension = _image_index(hdus, source)
-    _require_one_plane(hdus[extension].shape, source)
-    attrs = _attributes(hdus, extension) | {"kind": "jwst", "path": source}
+    return exposure_of(*image_hdus(source), source, zero_point)
+
+
+def exposure_of(hdus: Sequence[Hdu], extension: int, source: str, zero_point: float | None = None) -> xr.Dataset:
+    """Open the exposure of a file whose HDUs are known; see `open_exposure`."""
+    attrs = _attributes(hdus, extension, source) | {"kind": "jwst", "path": source}
     if zero_point is not None:
         attrs["zero_point_correction"] = _zero_point_correction(attrs, zero_point)
     planes = _planes(hdus, extension, source)
     for name, plane in planes.items():
-        plane.attrs = {"units": attrs["unit"] if name != "dq" else "", "long_name": _LONG_NAMES[name]}
+        plane.attrs = {"units": attrs["unit"] if name in ("sci", "err") else "", "long_name": _LONG_NAMES[name]}
     return xr.Dataset(planes, attrs=attrs)
 
 
 def peek_exposure(path: str | Path) -> tuple[tuple[int, int], dict[str, Any]]:
     """Return the shape (y, x) of an exposure, and what its headers say of the observation, as `open_exposure` has it.
+
+    Returns
+    -------
+    tuple of int, dict
+        Those of the attributes that do not need the pixels, `kind`, and `dtype`, the image's.
 
     Raises
     ------
@@ -171,12 +154,30 @@ def peek_exposure(path: str | Path) -> tuple[tuple[int, int], dict[str, Any]]:
         As `open_exposure`.
     """
     source = str(Path(path).expanduser().absolute())
-    hdus = read_hdus(source)
-    image = hdus[_image_index(hdus, source)]
-    _require_one_plane(image.shape, source)
-    facts = _cards(OBSERVATION_CARDS, [hdus[0].header, image.header])
-    facts["dtype"] = "float64" if image.bits == -64 else "float32"
-    return (image.shape[-2], image.shape[-1]), facts
+    return peek_of(*image_hdus(source), source)
+
+
+def peek_of(hdus: Sequence[Hdu], extension: int, source: str) -> tuple[tuple[int, int], dict[str, Any]]:
+    """Peek at the exposure of a file whose HDUs are known; see `peek_exposure`."""
+    image, headers = hdus[extension], [hdus[0].header, hdus[extension].header]
+    require_legible(_NEEDED_CARDS, headers, source)
+    attrs = {"kind": "jwst"} | _cards(OBSERVATION_CARDS, headers) | _past(hdus, headers, source)
+    attrs["dtype"] = "float64" if image.bits == -64 else "float32"
+    return (image.shape[-2], image.shape[-1]), attrs
+
+
+def image_hdus(path: str) -> tuple[list[Hdu], int]:
+    """The HDUs of a file, and the index of the one whose image is to be levelled.
+
+    Raises
+    ------
+    UnreadableFrameError, UnsupportedFrameError
+        As `open_exposure`.
+    """
+    hdus = read_hdus(path)
+    extension = _image_index(hdus, path)
+    _require_one_plane(hdus[extension].shape, path)
+    return hdus, extension
 
 
 def _image_index(hdus: Sequence[Hdu], path: str) -> int:
@@ -185,10 +186,12 @@ def _image_index(hdus: Sequence[Hdu], path: str) -> int:
     if len(named) > 1:
         raise UnsupportedFrameError(f"{path}: has {len(named)} SCI images (slits or chips); skylevel levels one a file")
     if not images:
-        compressed = any(hdu.header.get("ZIMAGE") for hdu in hdus)
-        hint = "its image is tile-compressed: decompress it with funpack first" if compressed else "it holds no image"
-        raise UnsupportedFrameError(f"{path}: {hint}")
-    return (named or images)[0]
+        raise UnsupportedFrameError(f"{path}: it holds no image")
+    possible = named or [i for i in images if not _OTHER_MEANINGS.match(hdus[i].name)]
+    if not possible:
+        names = ", ".join(hdus[i].name for i in images[:5])
+        raise UnsupportedFrameError(f"{path}: has no SCI image, and none of its others is one to level ({names})")
+    return possible[0]
 
 
 def _require_one_plane(shape: tuple[int, ...], path: str) -> None:
@@ -196,7 +199,7 @@ def _require_one_plane(shape: tuple[int, ...], path: str) -> None:
         raise UnsupportedFrameError(f"{path}: its image has shape {shape}, which is no two-dimensional image")
     if math.prod(shape[:-2]) > 1:
         raise UnsupportedFrameError(
-            f"{path}: holds {shape[-3]} integrations (shape {shape}): "
+            f"{path}: holds {math.prod(shape[:-2])} integrations (shape {shape}): "
             "level the exposure's _rate or _cal, or one integration's plane"
         )
 
@@ -205,51 +208,70 @@ def _planes(hdus: Sequence[Hdu], extension: int, path: str) -> dict[str, xr.Vari
     shape = hdus[extension].shape[-2:]
     image_dtype = np.dtype(np.float64 if hdus[extension].bits == -64 else np.float32)
     found = {"sci": (extension, image_dtype)}
-    for name, dtype in (("err", np.dtype(np.float32)), ("dq", np.dtype(np.uint32))):
+    for name, dtype in (("err", np.dtype(np.float32)), ("dq", np.dtype(np.uint32)), ("wht", np.dtype(np.float32))):
         same = [i for i, h in enumerate(hdus) if h.name == name.upper() and _is_plane(h, shape) and i != extension]
         if same and not (name == "dq" and hdus[same[0]].is_floating):
             found[name] = (same[0], dtype)
-    return {name: _variable(FitsPlane(path, i, hdus[i].shape, dtype)) for name, (i, dtype) in found.items()}
+    return {name: variable(path, i, hdus[i], dtype) for name, (i, dtype) in found.items()}
 
 
 def _is_plane(hdu: Hdu, shape: tuple[int, ...]) -> bool:
     return hdu.shape[-2:] == shape and math.prod(hdu.shape[:-2]) == 1
 
 
-def _variable(plane: FitsPlane) -> xr.Variable:
-    return xr.Variable(("y", "x"), indexing.LazilyIndexedArray(plane))
+def no_data_mask(frame: xr.Dataset) -> xr.DataArray:
+    """Pixels of a mosaic that no exposure reached: they hold 0 and mean nothing, so they are to stay as they are.
+
+    Parameters
+    ----------
+    frame : Dataset
+        With `sci`, and with `wht` where its file has that.
+
+    Returns
+    -------
+    DataArray (y, x) bool
+        True where `sci` is exactly 0 and `wht`, or in a mosaic without weights nothing, speaks for it. False
+        everywhere in an exposure of a detector. Lazy where the frame is chunked.
+    """
+    empty = frame["sci"] == 0
+    if "wht" in frame:
+        return empty & (frame["wht"] == 0)
+    return empty if frame.attrs.get("resampled") else xr.zeros_like(empty)
 
 
-def _attributes(hdus: Sequence[Hdu], extension: int) -> dict[str, Any]:
-    primary, image = hdus[0].header, hdus[extension].header
+def _attributes(hdus: Sequence[Hdu], extension: int, path: str) -> dict[str, Any]:
+    primary, image = hdus[0].header, image_header(path, extension, hdus[extension])
+    require_legible(_NEEDED_CARDS, (hdus[0].header, hdus[extension].header), path)
     attrs: dict[str, Any] = {"unit": "", "sci_extension": extension}
     attrs |= _cards(OBSERVATION_CARDS, (primary, image)) | _cards(PHOTOMETRY_CARDS, (image, primary))
-    date = _first(("DATE-BEG",), (primary, image)) or _date_and_time(primary)
+    date = first_value(("DATE-BEG",), (primary, image)) or _date_and_time(primary)
     if date:
         attrs["date_obs"] = str(date)
+    if hdus[extension].is_compressed:
+        attrs["compression"] = str(first_value(["ZCMPTYPE"], [hdus[extension].header]))
+    attrs |= _past(hdus, (primary, image), path)
     return attrs | {"wcs": image.tostring(sep="\n", endcard=False, padding=False)}
 
 
+def _past(hdus: Sequence[Hdu], headers: Sequence[fits.Header], path: str) -> dict[str, Any]:
+    tool, resampled = levelled_by(headers), is_resampled(hdus, headers, path)
+    return ({"levelled_by": tool} if tool else {}) | ({"resampled": True} if resampled else {})
+
+
 def _date_and_time(header: fits.Header) -> str:
-    parts = [_first((keyword,), (header,)) for keyword in ("DATE-OBS", "TIME-OBS")]
+    parts = [first_value((keyword,), (header,)) for keyword in ("DATE-OBS", "TIME-OBS")]
     return "T".join(str(part) for part in parts if part)
 
 
 def _cards(table: Mapping[str, tuple[type, tuple[str, ...]]], headers: Sequence[fits.Header]) -> dict[str, Any]:
-    values = {name: _converted(kind, _first(keywords, headers)) for name, (kind, keywords) in table.items()}
+    values = {name: _converted(kind, first_value(keywords, headers)) for name, (kind, keywords) in table.items()}
     return {name: value for name, value in values.items() if value is not None}
-
-
-def _first(keywords: Sequence[str], headers: Sequence[fits.Header]) -> Any:
-    """Find the first value there is; a card without a value counts as absent."""
-    found = (header[keyword] for keyword in keywords for header in headers if keyword in header)
-    return next((value for value in found if not isinstance(value, fits.card.Undefined)), None)
 
 
 def _converted(kind: Callable[[Any], Any], value: Any) -> Any:
     try:
         return None if value is None else kind(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         # Such as the text N/A where a number is due.
         return None
 
@@ -277,28 +299,41 @@ def frame_wcs(frame: xr.Dataset) -> WCS:
     """
     if "wcs" not in frame.attrs:
         raise UnsupportedFrameError(f"{frame.attrs.get('path', 'frame')}: has no world coordinates: it is not FITS")
-    header = fits.Header.fromstring(frame.attrs["wcs"], sep="\n")
-    with warnings.catch_warnings():
-        # astropy reports each date and unit it brings into the standard's form: nothing for the user to do.
-        warnings.simplefilter("ignore", AstropyWarning)
+    header, path = fits.Header.fromstring(frame.attrs["wcs"], sep="\n"), frame.attrs["path"]
+    _require_bounded(header, path)
+    with without_warnings():
         try:
             return WCS(header, naxis=2)
-        except (WcsError, KeyError, ValueError) as error:
-            cause = " ".join(str(error).split())
-            raise UnsupportedFrameError(f"{frame.attrs['path']}: its world coordinates are wrong: {cause}") from error
+        except Exception as error:
+            # WCSLIB, and what astropy does around it, have an error for each kind of contradiction.
+            cause = " ".join(str(error).split()) or type(error).__name__
+            raise UnsupportedFrameError(f"{path}: its world coordinates are wrong: {cause}") from error
+
+
+def _require_bounded(header: fits.Header, path: str) -> None:
+    """Refuse coordinates that would take all memory, or minutes, before they turn out wrong."""
+    bounds = dict.fromkeys(_ORDER_CARDS, _MOST_SIP_ORDER) | {"WCSAXES": _MOST_WCS_AXES}
+    for keyword, most in bounds.items():
+        value = first_value([keyword], [header])
+        if isinstance(value, int | float) and not 0 <= value <= most:
+            raise UnsupportedFrameError(f"{path}: its world coordinates are wrong: {keyword} is {value}")
 
 
 def size_and_field(frame: xr.Dataset) -> str:
     """One line on the size of an exposure in pixels and on the sky, as the notebook printed it.
 
-    Where the header has no celestial coordinates, in pixels alone.
+    Where the header has no celestial coordinates, or wrong ones, in pixels alone: levelling needs none.
     """
     ny, nx = frame["sci"].shape
     line = f"{Path(frame.attrs['path']).name}: {ny} x {nx} pixels"
-    wcs = frame_wcs(frame)
-    if not wcs.has_celestial:
+    try:
+        wcs = frame_wcs(frame)
+        if not wcs.has_celestial:
+            return line
+        scale = proj_plane_pixel_scales(wcs.celestial)[0] * wcs.celestial.wcs.cunit[0].to("arcsec")
+    except Exception:
+        # As in `frame_wcs`; a line for the log is not worth an exposure.
         return line
-    scale = proj_plane_pixel_scales(wcs.celestial)[0] * wcs.celestial.wcs.cunit[0].to("arcsec")
     return line + f' = {ny * scale:g}" x {nx * scale:g}" ({scale:.2f}" / pixel)'
 
 
@@ -371,33 +406,58 @@ def write_full(
 
     Notes
     -----
-    HDUs other than the primary and the image's are copied byte for byte. The primary and the image keep their cards
-    and get new CHECKSUM and DATASUM; FILENAME says the output's name. Peak extra memory: 4 MiB, and a copy
-    of `sci` where that is not of the type to store.
+    HDUs other than the primary and the image's are copied byte for byte. The primary and the image keep their cards;
+    CHECKSUM and DATASUM are set anew where they stand, and FILENAME says the output's name. An image that was
+    tile-compressed is written plain, which HISTORY says. The file is read back before it takes its place.
+    Peak extra memory: 4 MiB, and a copy of `sci` where that is not of the type to store.
     """
     output, source = Path(output), frame.attrs["path"]
     require_other_file(output, source)
-    hdus = read_hdus(source)
-    changed = _levelled_hdus(hdus, frame, sci)
-    if len(hdus) > 1:
-        announce_extensions(changed[0][0])
-    add_provenance(changed[0][0], output, cards, history)
-    with replacing(output) as temporary, open_bytes(source) as stream, temporary.open("xb") as target:
-        for i, hdu in enumerate(hdus):
-            if i in changed:
-                write_hdu(target, *changed[i])
-            else:
-                copy_hdu(hdu, stream, target)
-
-
-def _levelled_hdus(hdus: Sequence[Hdu], frame: xr.Dataset, sci: Image) -> dict[int, LevelledHdu]:
-    """Make header and pixels of the HDUs that differ: the primary, and the image's where that is another."""
-    extension = frame.attrs["sci_extension"]
+    hdus, extension = read_hdus(source), frame.attrs["sci_extension"]
     pixels = _pixels(hdus, frame, sci)
-    header = _image_header(hdus[extension])
-    header["BITPIX"] = -8 * pixels.dtype.itemsize
+    image = _floating_header(image_header(source, extension, hdus[extension]), pixels)
     # The primary comes first, and is the image's own header where the image is in it.
-    return {0: (hdus[0].header.copy(), None), extension: (header, pixels)}
+    headers = {0: legal_header(hdus[0].text), extension: image}
+    if len(hdus) > 1:
+        announce_extensions(headers[0])
+    history = [*history, *_plain_again(hdus[extension], frame)]
+    sums = {i: _taken_sums(header) for i, header in headers.items()}
+    add_provenance(headers[0], output, cards, history)
+    with open_bytes(source) as stream, fits_output(output) as (target, written):
+        for i, hdu in enumerate(hdus):
+            if i not in headers:
+                written.append(copy_hdu(hdu, stream, target))
+                continue
+            data = pixels if i == extension else StoredData(hdu, stream) if hdu.data_end > hdu.data_start else None
+            written.append(write_hdu(target, headers[i], data, sums=sums[i]))
+
+
+def _taken_sums(header: fits.Header) -> Sequence[str]:
+    """Take the cards of sums out of a header, to be set again once its data are known; which they are to be.
+
+    A CHECKSUM is never alone: readers take one without a DATASUM for the header's own.
+    """
+    found = [keyword for keyword in CHECKSUM_CARDS if keyword in header]
+    for keyword in found:
+        header.remove(keyword, remove_all=True)
+    return CHECKSUM_CARDS if "CHECKSUM" in found else found
+
+
+def _plain_again(hdu: Hdu, frame: xr.Dataset) -> list[str]:
+    method = frame.attrs.get("compression", "a method of its own")
+    return [f"skylevel: the image was tile-compressed ({method}) and is written plain"] if hdu.is_compressed else []
+
+
+def _floating_header(header: fits.Header, pixels: Image) -> fits.Header:
+    """Let an image's header declare floating-point pixels, which nothing rescales."""
+    _remove_scaling(header)
+    header["BITPIX"] = -8 * pixels.dtype.itemsize
+    return header
+
+
+def _remove_scaling(header: fits.Header) -> None:
+    for keyword in SCALING_CARDS:
+        header.remove(keyword, ignore_missing=True, remove_all=True)
 
 
 def _pixels(hdus: Sequence[Hdu], frame: xr.Dataset, sci: Image) -> Image:
@@ -408,16 +468,22 @@ def _pixels(hdus: Sequence[Hdu], frame: xr.Dataset, sci: Image) -> Image:
     dtype = np.float64 if hdus[extension].bits == -64 else np.float32
     if isinstance(sci, RowBlocks):
         require_shape(sci.shape, frame["sci"].shape)
-        return replace(sci, dtype=np.dtype(dtype))
-    return as_stored(sci, frame["sci"].shape, dtype=dtype)
+        return replace(sci, dtype=np.dtype(dtype), blocks=_finite_blocks(sci, frame))
+    pixels = as_stored(sci, frame["sci"].shape, dtype=dtype)
+    if not np.isfinite(pixels).all():
+        require_finite(pixels, frame["sci"].to_numpy(), frame.attrs["path"])
+    return pixels
 
 
-def _image_header(hdu: Hdu) -> fits.Header:
-    """Copy the image's cards without those that would rescale floating-point pixels."""
-    header = hdu.header.copy()
-    for keyword in ("BSCALE", "BZERO", "BLANK", "CHECKSUM", "DATASUM"):
-        header.remove(keyword, ignore_missing=True, remove_all=True)
-    return header
+def _finite_blocks(sci: RowBlocks, frame: xr.Dataset) -> Iterator[NDArray[Any]]:
+    """The blocks of an image, each held against the pixels that it was made from."""
+    y = 0
+    for block in sci.blocks:
+        if not np.isfinite(block).all():
+            original = frame["sci"].isel(y=slice(y, y + len(block))).to_numpy()
+            require_finite(block, original, frame.attrs["path"])
+        y += len(block)
+        yield block
 
 
 def write_primary(
@@ -436,12 +502,13 @@ def write_primary(
     require_other_file(output, source)
     hdus, extension = read_hdus(source), frame.attrs["sci_extension"]
     pixels = _pixels(hdus, frame, sci)
-    header = _image_header(hdus[extension])
+    header = image_header(source, extension, hdus[extension])
     if extension:
-        header = hdus[0].header + header
+        header = legal_header(hdus[0].text) + header
+    _remove_scaling(header)
     # The header alone is wanted, for an image of this shape and type.
     hdu = fits.PrimaryHDU(np.broadcast_to(pixels.dtype.type(0), pixels.shape), header)
-    add_provenance(hdu.header, output, cards, history)
+    add_provenance(hdu.header, output, cards, [*history, *_plain_again(hdus[extension], frame)])
     _write_single(output, hdu.header, pixels)
 
 
@@ -467,7 +534,9 @@ def write_masked(output: str | Path, frame: xr.Dataset, mask: NDArray[np.bool_])
     require_image(mask, frame["sci"].shape)
     image = frame["sci"].to_numpy()
     pixels = np.where(mask, image.dtype.type(0), image)
-    hdu = fits.PrimaryHDU(pixels, read_hdus(frame.attrs["path"])[0].header)
+    header = legal_header(read_hdus(frame.attrs["path"])[0].text)
+    _remove_scaling(header)
+    hdu = fits.PrimaryHDU(pixels, header)
     add_provenance(hdu.header, output, (), ())
     _write_single(output, hdu.header, pixels)
 
@@ -529,12 +598,10 @@ def write_image(output: str | Path, frame: xr.Dataset, image: NDArray[Any], *, c
 def _wcs_header(frame: xr.Dataset, *, sip: bool) -> fits.Header:
     """Write the world coordinates as a header; `sip` keeps the distortion, which the notebook's products left out."""
     wcs = frame_wcs(frame)
-    with warnings.catch_warnings():
-        # astropy reports what it leaves out, which is what was asked for.
-        warnings.simplefilter("ignore", AstropyWarning)
+    with without_warnings():
         return wcs.to_header(relax=True if sip else None)
 
 
 def _write_single(output: Path, header: fits.Header, pixels: Image) -> None:
-    with replacing(output) as temporary, temporary.open("xb") as target:
-        write_hdu(target, header, pixels)
+    with fits_output(output) as (target, written):
+        written.append(write_hdu(target, header, pixels))

@@ -10,7 +10,7 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec
 
-from skylevel.io.names import safe_name
+from skylevel.io.names import safe_component
 from skylevel.io.records import plain
 
 Array = zarr.Array[Any]
@@ -77,7 +77,7 @@ class Layout(NamedTuple):
     @property
     def path(self) -> str:
         """The node's path in the hierarchy."""
-        return "/".join(map(safe_name, self.node))
+        return "/".join(map(safe_component, self.node))
 
 
 #: The commit records, in every node.

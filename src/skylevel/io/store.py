@@ -37,7 +37,7 @@ from fsspec.implementations.local import LocalFileSystem
 from skylevel.errors import StoreError
 from skylevel.io.atomic import remove_asides, replacing
 from skylevel.io.lock import locked
-from skylevel.io.names import safe_name
+from skylevel.io.names import safe_component
 from skylevel.io.nodes import (
     COMPRESSORS,
     RECORD,
@@ -325,7 +325,7 @@ class ProgramStore:
             for path in Path(self._root, node).glob("*/*.partial"):
                 if path.name.partition(".")[0] in {str(index) for index in indices}:
                     path.unlink(missing_ok=True)
-        remove_asides(Path(self._root, "failed"), {f"{safe_name(name)}.json" for name in names})
+        remove_asides(Path(self._root, "failed"), {f"{safe_component(name)}.json" for name in names})
 
     def _arrays(self, place: Place) -> dict[str, Array]:
         if not self._files.exists(f"{self._root}/{place.node}/{RECORD}/zarr.json"):
@@ -369,7 +369,7 @@ class ProgramStore:
     def write_group(self, node: str, group: str, result: xr.Dataset, key: str) -> None:
         """Store what a group of a node's exposures knows together, under the key of its members."""
         self._group(f"{node}/{_GROUPS}")
-        url = f"{self.url}/{node}/{_GROUPS}/{safe_name(group)}"
+        url = f"{self.url}/{node}/{_GROUPS}/{safe_component(group)}"
         encoding = {name: {"compressors": COMPRESSORS} for name, v in result.items() if v.ndim}
         result.drop_attrs(deep=False).to_zarr(
             url, mode="w", consolidated=False, zarr_format=3, encoding=encoding, write_empty_chunks=True
@@ -378,7 +378,7 @@ class ProgramStore:
 
     def read_group(self, node: str, group: str) -> tuple[str, xr.Dataset] | None:
         """Return the key of a group's members and what they know together; None where it is not there or damaged."""
-        url = f"{self.url}/{node}/{_GROUPS}/{safe_name(group)}"
+        url = f"{self.url}/{node}/{_GROUPS}/{safe_component(group)}"
         try:
             result = xr.open_zarr(url, consolidated=False, chunks=None).load()
         except (OSError, KeyError, ValueError, RuntimeError):
@@ -422,12 +422,12 @@ class ProgramStore:
     def write_failure(self, name: str, reason: str) -> None:
         """Remember why an exposure failed."""
         text = json.dumps({"name": name, "reason": reason}, indent=1)
-        self._write(f"failed/{safe_name(name)}.json", text.encode())
+        self._write(f"failed/{safe_component(name)}.json", text.encode())
 
     def forget_failure(self, name: str) -> None:
         """Forget that an exposure failed; it need not have."""
         with suppress(FileNotFoundError):
-            self._files.rm_file(f"{self._root}/failed/{safe_name(name)}.json")
+            self._files.rm_file(f"{self._root}/failed/{safe_component(name)}.json")
 
     def failures(self) -> dict[str, str]:
         """Return why each failed exposure failed, by name; a damaged note says nothing."""

@@ -431,7 +431,7 @@ def _base_name(source: str) -> str:
 
 
 def _stem(base: str) -> str:
-    name = base[: -len(".gz")] if base.lower().endswith(".gz") else base
+    name = base[: -len(".gz")] if base.lower().endswith((".gz", ".fz")) else base
     return name.rsplit(".", 1)[0] if "." in name else name
 
 
