@@ -463,7 +463,10 @@ class TestColourFilterFits:
             "camera": "ZWO ASI2600MC Pro", "exposure_time": 300.0, "focal_length": 530.0,
             "date_obs": "2024-08-12T23:01:02.003", "sci_extension": 0 if not kind else 1,
         }  # fmt: skip
-        assert peek_frame(path) == ((120, 180), {"kind": "camera", "camera": "ZWO ASI2600MC Pro"})
+        shape, facts = peek_frame(path)
+        assert (shape, facts["kind"], facts["camera"]) == ((120, 180), "camera", "ZWO ASI2600MC Pro")
+        assert facts.pop("dtype") == open_frame(path)["raw"].dtype.name
+        assert facts.items() <= open_frame(path).attrs.items()
 
     @pytest.mark.parametrize(
         ("image", "dtype"),

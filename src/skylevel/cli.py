@@ -30,6 +30,14 @@ console = Console(highlight=False, soft_wrap=True)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
+def _known_recipe(context: click.Context, parameter: click.Parameter, value: str) -> str:
+    """Check the name of a recipe when the command is run: jobs may be registered after this module is imported."""
+    known = [*(["auto"] if parameter.default == "auto" else []), *RECIPES]
+    if value not in known:
+        raise click.BadParameter(f"{value!r} is not one of {', '.join(map(repr, known))}", context, parameter)
+    return value
+
+
 def main() -> None:
     """Run the command line: exit status 0 all done, 1 some exposures failed, 2 the command was wrong."""
     try:
@@ -82,7 +90,8 @@ def _where_options(function: Callable[..., int]) -> Callable[..., int]:
 @click.option("--output", default="skylevel-output", show_default=True, metavar="DIR", help="Folder or URL.")
 @click.option(
     "--recipe",
-    type=click.Choice(["auto", *RECIPES]),
+    callback=_known_recipe,
+    metavar="auto|rows|channels",
     default="auto",
     show_default=True,
     help="auto: rows for FITS, channels for camera raws.",
@@ -152,7 +161,7 @@ def status(output: str) -> int:
 
 
 @commands.command()
-@click.argument("recipe", type=click.Choice(list(RECIPES)))
+@click.argument("recipe", callback=_known_recipe, metavar="rows|channels")
 @click.option("--preset", default="notebook", show_default=True, metavar="NAME")
 def config(recipe: str, preset: str) -> int:
     """Print a recipe's settings as commented TOML, to edit and give to 'run --config'."""

@@ -153,7 +153,8 @@ def _channels(raw: Any) -> str:
     pattern = raw.raw_pattern
     indices = np.unique(raw.raw_colors_visible[: 2 * max(PERIODS), : 2 * max(PERIODS)] if pattern is None else pattern)
     letters = raw.color_desc.decode("ascii", errors="replace")
-    return "".join(dict.fromkeys(letters[index] for index in indices))
+    # A damaged file may name colours that it does not describe: reading its pixels refuses it.
+    return "".join(dict.fromkeys(letters[index] for index in indices if index < len(letters))) or letters
 
 
 def _unpack(path: str) -> tuple[NDArray[np.uint16], dict[str, Any]]:
