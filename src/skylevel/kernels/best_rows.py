@@ -13,13 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skylevel.errors import NoBackgroundError, ShapeError
-from skylevel.kernels.amplifiers import COARSE_CELLS, COARSE_ROWS, Amplifiers, Grid
+from skylevel.kernels.amplifiers import CELL_WIDTH, COARSE_CELLS, COARSE_ROWS, Amplifiers, Grid
 from skylevel.kernels.cells import (
     block_level,
     cell_means,
     cells_of_blocks,
     source_mask,
     spread,
+    stretch_rows,
     subtract_cells,
 )
 from skylevel.kernels.large_sources import find_large_sources, spline_rms
@@ -57,7 +58,7 @@ _LEAST_SKY = 25.0
 # Rows and columns between the pixels that decide an exposure's level and noise.
 _SAMPLE_ROWS, _SAMPLE_COLUMNS = 3, 3
 # Where a large source is brighter than this (in a pixel's noise), cells are trusted less: its splines do not follow it.
-_FAINT, _TOLERANCE = 0.25, 2.5
+_FAINT, _TOLERANCE = 0.25, 5.0
 # Residuals of coarse cells beyond this many standard deviations lose weight.
 _ROBUST = 2.5
 # Solutions of the coarse model, each with the weights and spline heights of the one before.
@@ -257,7 +258,7 @@ def measure_streams(
     ShapeError
         `image` is not two-dimensional, or `bad` has another shape.
     NoBackgroundError
-        There are too few good pixels side by side to tell the noise.
+        There are too few good pixels side by side to tell the noise, or no cell has enough.
 
     Notes
     -----
@@ -328,6 +329,8 @@ def _measure_cells(rest: Float32, good: Bool, smooth: Float32, streams: Float32,
     rest = subtract_cells(rest, local, sloping=True)
     mean, count = cell_means(rest, usable, clip=method.sigma_clip * noise)
     count[count < method.min_pixels] = 0
+    if not count.any():
+        raise NoBackgroundError(f"no {CELL_WIDTH} pixels of a row keep {method.min_pixels} without sources: no level")
     smooth_total = smooth + local
     return _Cells(mean + smooth_total + streams, count, smooth if streams.any() else smooth_total)
 
@@ -377,13 +380,24 @@ def _solve(cells: _Cells, streams: Float32, light: Float32, method: _Method, n_s
     fit, robust = _fit_robustly(coarse, coarse_weight, nodes, noise, method)
     sky, light = method.model.sky(fit.sky), method.model.sources(_node_heights(nodes, fit.nodes))
     weight = weight * _at_cells(robust)
-    start = streams + _at_cells(fit.slow - slow, COARSE_ROWS, grid.slots)
-    streams = smooth_streams(
-        cells.mean - sky - light, weight, noise=noise, right_to_left=grid.amplifiers.right_to_left, n_steps=n_steps,
-        start=start,
-    )  # fmt: skip
+    streams = _streams(cells.mean - sky - light, weight, fit, noise, grid, n_steps)
     misfit = _misfit(cells, sky + light + streams, method.white_noise, grid)
     return _Solution(streams, sky, light, weight, coarse, coarse_weight * robust, nodes, fit, scatter, noise, misfit)
+
+
+def _streams(
+    rest: Float32, weight: Float32, fit: CoarseFit, noise: StreamNoise, grid: Grid, n_steps: int
+) -> Float32:
+    """Streams (y, cell) of what sky and light leave, from the slow ones that were found with them on."""
+    slow = stretch_rows(fit.slow.astype(np.float32), grid.rows)
+    return smooth_streams(
+        rest,
+        weight,
+        noise=noise,
+        right_to_left=grid.amplifiers.right_to_left,
+        n_steps=n_steps,
+        start=_of_amplifiers(slow, grid),
+    )
 
 
 def _noise(scatter: LagScatter, method: _Method) -> StreamNoise:
@@ -626,7 +640,8 @@ def _distance(said: SkyInformation, shape: Float64, covariance: Float64) -> floa
     """Squared distance of what one exposure says from the shared shape, in units of what is expected."""
     rest = said.vector - said.matrix @ shape
     expected = said.matrix + said.matrix @ covariance @ said.matrix
-    return float(rest @ np.linalg.solve(expected, rest))
+    # What an exposure says nothing of cannot differ.
+    return float(rest @ np.linalg.pinv(expected, hermitian=True) @ rest)
 
 
 def relevel(
@@ -662,13 +677,6 @@ def relevel(
     fit = _solve_again(measurement, model, group.noise, SkyPrior(), coefficients)
     nodes = np.isfinite(measurement.node)
     smooth = model.sky(fit.sky) + model.sources(_node_heights(nodes, fit.nodes))
-    before = np.zeros((grid.rows, amplifiers.count), np.float32)
-    before[: shape[0]] = measurement.level
-    before = _of_amplifiers(before, grid)
-    start = before + _at_cells(fit.slow - _slow(before, grid), COARSE_ROWS, grid.slots)
-    streams = smooth_streams(
-        measurement.cell - smooth, measurement.weight, noise=group.noise, right_to_left=amplifiers.right_to_left,
-        n_steps=_LAST_STEPS, start=start,
-    )  # fmt: skip
+    streams = _streams(measurement.cell - smooth, measurement.weight, fit, group.noise, grid, _LAST_STEPS)
     level = _amplifier_means(streams, grid)[: shape[0]]
     return (level - level.mean()).astype(np.float32)

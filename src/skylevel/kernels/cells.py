@@ -148,6 +148,11 @@ def cells_of_blocks(blocks: Float32, shape: tuple[int, int]) -> Float32:
     return np.asarray(along_y @ blocks @ along_x.T)
 
 
+def stretch_rows(blocks: Float32, n: int) -> Float32:
+    """Return blocks of rows (block, column) at n rows, linear in between."""
+    return np.asarray(_tents(n, len(blocks)) @ blocks)
+
+
 def _tents(n: int, k: int) -> Float32:
     """Weights (n, k) that interpolate k even blocks at n even places, constant beyond the outermost centres."""
     at = np.clip((np.arange(n) + 0.5) / n * k - 0.5, 0, k - 1)

@@ -296,7 +296,7 @@ def smooth_streams(
     n_steps : int
         Steps of preconditioned conjugate gradients.
     start : ndarray (y, cell) float32, optional
-        Streams that are nearly right: only what is wrong with them is solved for.
+        The slow part of the streams, known from elsewhere: the prior is on what differs from it.
 
     Returns
     -------
