@@ -58,7 +58,7 @@ _LEAST_SKY = 25.0
 # Rows and columns between the pixels that decide an exposure's level and noise.
 _SAMPLE_ROWS, _SAMPLE_COLUMNS = 3, 3
 # Where a large source is brighter than this (in a pixel's noise), cells are trusted less: its splines do not follow it.
-_FAINT, _TOLERANCE = 0.25, 5.0
+_FAINT, _TOLERANCE = 0.25, 2.0
 # Residuals of coarse cells beyond this many standard deviations lose weight.
 _ROBUST = 2.5
 # Solutions of the coarse model, each with the weights and spline heights of the one before.
@@ -66,7 +66,7 @@ _ROUNDS = 3
 # How often sky and streams are fitted below what may be a large source.
 _LOWER_ROUNDS = 4
 # Steps of conjugate gradients for the first streams, and for the last.
-_FIRST_STEPS, _LAST_STEPS = 3, 6
+_FIRST_STEPS, _LAST_STEPS = 3, 8
 # Levels of rows with less than this part of their pixels are not compared with their neighbours'.
 _LEAST_PIXELS = 0.6
 # Blocks with less than this part of their pixels do not tell whether the model holds.
@@ -174,7 +174,7 @@ class _Method(NamedTuple):
 
 
 class _Cells(NamedTuple):
-    """Cells with everything in them, the pixels behind each, and the smooth level (stripes not in it) they follow."""
+    """Cells with everything in them, the pixels behind each, and the smooth level of the sky and large sources."""
 
     mean: Float32
     n_pixels: Float32
@@ -331,8 +331,7 @@ def _measure_cells(rest: Float32, good: Bool, smooth: Float32, streams: Float32,
     count[count < method.min_pixels] = 0
     if not count.any():
         raise NoBackgroundError(f"no {CELL_WIDTH} pixels of a row keep {method.min_pixels} without sources: no level")
-    smooth_total = smooth + local
-    return _Cells(mean + smooth_total + streams, count, smooth if streams.any() else smooth_total)
+    return _Cells(mean + local + smooth + streams, count, smooth)
 
 
 def _row_levels(values: Float32, count: Float32, grid: Grid) -> tuple[Float32, Float32]:
@@ -385,9 +384,7 @@ def _solve(cells: _Cells, streams: Float32, light: Float32, method: _Method, n_s
     return _Solution(streams, sky, light, weight, coarse, coarse_weight * robust, nodes, fit, scatter, noise, misfit)
 
 
-def _streams(
-    rest: Float32, weight: Float32, fit: CoarseFit, noise: StreamNoise, grid: Grid, n_steps: int
-) -> Float32:
+def _streams(rest: Float32, weight: Float32, fit: CoarseFit, noise: StreamNoise, grid: Grid, n_steps: int) -> Float32:
     """Streams (y, cell) of what sky and light leave, from the slow ones that were found with them on."""
     slow = stretch_rows(fit.slow.astype(np.float32), grid.rows)
     return smooth_streams(
