@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import ndimage
 
 from skylevel.kernels.cells import (
     bin_sums,
@@ -11,6 +12,7 @@ from skylevel.kernels.cells import (
     cell_means,
     cells_of_blocks,
     fill_from_nearest,
+    grown,
     source_mask,
     spread,
     stretch_rows,
@@ -103,3 +105,10 @@ def test_nothing_good_masks_nothing():
     rest = noise(4, (64, 64))
     good = np.zeros(rest.shape, bool)
     assert not source_mask(rest, good, noise=1.0, thresholds=(3.5,) * 3, growth=(2, 1, 1)).any()
+
+
+@given(SEEDS, st.integers(1, 4), st.integers(1, 12), st.integers(1, 12))
+def test_growing_is_dilation(seed, n, n_y, n_x):
+    mask = np.random.default_rng(seed).random((n_y, n_x)) < 0.1
+    np.testing.assert_array_equal(grown(mask, n), ndimage.binary_dilation(mask, np.ones((3, 3)), iterations=n))
+    np.testing.assert_array_equal(grown(mask, 0), mask)

@@ -56,17 +56,16 @@ _GROWTH = (2, 1, 1)
 # before may still have a gradient.
 _LEAST_SKY = 25.0
 # Rows and columns between the pixels that decide an exposure's level and noise.
-_SAMPLE_ROWS, _SAMPLE_COLUMNS = 3, 3
+_SAMPLE_ROWS, _SAMPLE_COLUMNS = 8, 3
 # Where a large source is brighter than this (in a pixel's noise), cells are trusted less: its splines do not follow it.
 _FAINT, _TOLERANCE = 0.25, 2.0
 # Residuals of coarse cells beyond this many standard deviations lose weight.
 _ROBUST = 2.5
-# Solutions of the coarse model, each with the weights and spline heights of the one before.
-_ROUNDS = 3
 # How often sky and streams are fitted below what may be a large source.
-_LOWER_ROUNDS = 4
-# Steps of conjugate gradients for the first streams, and for the last.
-_FIRST_STEPS, _LAST_STEPS = 3, 8
+_LOWER_ROUNDS = 2
+# For the first streams, and for the last: solutions of the coarse model (each with the weights and spline heights of
+# the one before), and steps of conjugate gradients.
+_FIRST_EFFORT, _LAST_EFFORT = (2, 3), (3, 8)
 # Levels of rows with less than this part of their pixels are not compared with their neighbours'.
 _LEAST_PIXELS = 0.6
 # Blocks with less than this part of their pixels do not tell whether the model holds.
@@ -298,13 +297,13 @@ def _measure(data: Float32, good: Bool, sky_level: float, method: _Method, misfi
     streams = _first_streams(rest, good, noise, grid)
     rest = subtract_cells(rest, streams, sloping=False)
     cells = _measure_cells(rest, good, smooth, streams, method)
-    first = _solve(cells, streams, np.maximum(smooth - sky_level, 0), method, _FIRST_STEPS)
+    first = _solve(cells, streams, np.maximum(smooth - sky_level, 0), method, _FIRST_EFFORT)
     if first.misfit > misfit_limit:
         return _summary(cells, first, _row_to_row(cells, first.scatter, method), good, method, believed=False)
     smooth = first.sky + first.light
     rest = subtract_cells(data, smooth + first.streams, sloping=True)
     cells = _measure_cells(rest, good, smooth, first.streams, method)
-    last = _solve(cells, first.streams, first.light, method, _LAST_STEPS)
+    last = _solve(cells, first.streams, first.light, method, _LAST_EFFORT)
     if last.misfit > misfit_limit:
         return _summary(cells, last, _row_to_row(cells, last.scatter, method), good, method, believed=False)
     return _summary(cells, last, _amplifier_means(last.streams, grid), good, method, believed=True)
@@ -360,7 +359,7 @@ def _slow(streams: Float32, grid: Grid) -> Float64:
     return np.asarray(streams.reshape(n_y, COARSE_ROWS, n, -1).mean(axis=(1, 3), dtype=np.float64))
 
 
-def _solve(cells: _Cells, streams: Float32, light: Float32, method: _Method, n_steps: int) -> _Solution:
+def _solve(cells: _Cells, streams: Float32, light: Float32, method: _Method, effort: tuple[int, int]) -> _Solution:
     """Solve for sky, large sources and streams, given streams and light that are nearly right."""
     grid = method.grid
     level, count = _row_levels(cells.mean - cells.smooth, cells.n_pixels, grid)
@@ -376,10 +375,10 @@ def _solve(cells: _Cells, streams: Float32, light: Float32, method: _Method, n_s
         method.model, coarse, coarse_weight, noise=noise, prior=method.prior, level=method.sky_level,
         threshold=method.large_threshold, n_blocks=method.n_blocks, rounds=_LOWER_ROUNDS,
     )  # fmt: skip
-    fit, robust = _fit_robustly(coarse, coarse_weight, nodes, noise, method)
+    fit, robust = _fit_robustly(coarse, coarse_weight, nodes, noise, method, effort[0])
     sky, light = method.model.sky(fit.sky), method.model.sources(_node_heights(nodes, fit.nodes))
     weight = weight * _at_cells(robust)
-    streams = _streams(cells.mean - sky - light, weight, fit, noise, grid, n_steps)
+    streams = _streams(cells.mean - sky - light, weight, fit, noise, grid, effort[1])
     misfit = _misfit(cells, sky + light + streams, method.white_noise, grid)
     return _Solution(streams, sky, light, weight, coarse, coarse_weight * robust, nodes, fit, scatter, noise, misfit)
 
@@ -412,14 +411,14 @@ def _weights(count: Float32, light: Float32, noise: float) -> Float32:
 
 
 def _fit_robustly(
-    cells: Float64, weights: Float64, nodes: Bool, noise: StreamNoise, method: _Method
+    cells: Float64, weights: Float64, nodes: Bool, noise: StreamNoise, method: _Method, n_rounds: int
 ) -> tuple[CoarseFit, Float64]:
     """Solve the coarse model in rounds: cells that stand out lose weight, splines may be as high as they were found.
 
     Returns the last fit and the weights' factors (coarse_y, coarse_x).
     """
     robust, rms = np.ones_like(cells), np.ones(int(nodes.sum()))
-    for _ in range(_ROUNDS):
+    for _ in range(n_rounds):
         fit = solve_coarse(
             method.model, cells, weights * robust, noise=noise, prior=method.prior, level=method.sky_level, nodes=nodes,
             node_rms=rms,
@@ -674,6 +673,6 @@ def relevel(
     fit = _solve_again(measurement, model, group.noise, SkyPrior(), coefficients)
     nodes = np.isfinite(measurement.node)
     smooth = model.sky(fit.sky) + model.sources(_node_heights(nodes, fit.nodes))
-    streams = _streams(measurement.cell - smooth, measurement.weight, fit, group.noise, grid, _LAST_STEPS)
+    streams = _streams(measurement.cell - smooth, measurement.weight, fit, group.noise, grid, _LAST_EFFORT[1])
     level = _amplifier_means(streams, grid)[: shape[0]]
     return (level - level.mean()).astype(np.float32)

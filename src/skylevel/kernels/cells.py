@@ -19,10 +19,9 @@ _LEAST_COVERAGE = 0.2
 # Fine bins that stand out by this many times a pixel's noise are kept out of the coarser ones.
 _HOT = 8.0
 # Every so many smoothed bins decide what their median and scatter are.
-_SAMPLING = 3
+_SAMPLING = 7
 # Rows that are worked on at a time: they stay in a core's cache.
 _STRIP_ROWS = 64
-_ANY_SIDE = np.ones((3, 3), bool)
 _ALONG = ((np.arange(CELL_WIDTH) + 0.5) / CELL_WIDTH - 0.5).astype(np.float32)
 _ONES = np.ones(CELL_WIDTH, np.float32)
 
@@ -213,7 +212,20 @@ def _above(total: Float32, count: Float32, threshold: float, growth: int) -> Boo
     below = sample[sample < middle]
     scatter = np.median(middle - below) / _MAD_PER_STDDEV if below.size else 0.0
     above = (value - middle > threshold * scatter) & covered
-    return np.asarray(ndimage.binary_dilation(above, _ANY_SIDE, iterations=growth)) if growth else above
+    return grown(above, growth)
+
+
+def grown(mask: Bool, n: int) -> Bool:
+    """Return a mask grown by n pixels along both axes, over corners too."""
+    rows = mask.copy()
+    for k in range(1, n + 1):
+        rows[k:] |= mask[:-k]
+        rows[:-k] |= mask[k:]
+    both = rows.copy()
+    for k in range(1, n + 1):
+        both[:, k:] |= rows[:, :-k]
+        both[:, :-k] |= rows[:, k:]
+    return both
 
 
 def _tent_smoothed(values: Float32) -> Float32:

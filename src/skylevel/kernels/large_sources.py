@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from skylevel.kernels.amplifiers import CELL_WIDTH, COARSE_CELLS, COARSE_ROWS
-from skylevel.kernels.cells import spread
+from skylevel.kernels.cells import grown, spread
 from skylevel.kernels.sky import CoarseModel, SkyPrior, solve_coarse
 from skylevel.kernels.streams import StreamNoise
 
@@ -20,10 +20,14 @@ _FEWEST_BLOCKS = 36
 _PLANE_ROUNDS = 15
 # Blocks of less than this part of the median weight say nothing.
 _LEAST_WEIGHT = 0.2
+# Groups are kept where this part of their blocks stands above sky and streams too.
+_LEAST_SHARE = 0.3
 # What is left of a block's weight where it stands above the sky.
 _HIGH_WEIGHT = 0.01
 # A spline belongs to a block where it reaches this part of its sum.
 _LEAST_SPLINE = 0.02
+# A block that stands out alone does so by this many times what its neighbours and it need together.
+_ALONE = 1.6
 _ANY_SIDE = np.ones((3, 3), bool)
 
 
@@ -84,9 +88,8 @@ def find_large_sources(
         high = _above_streams(_blocks(cells - fit, weights)[0], known, threshold) | ~known
     labels, n = ndimage.label(above_plane, _ANY_SIDE)
     share = ndimage.mean(high, labels, range(n + 1))
-    sources = above_plane & (np.asarray(share)[labels] > 0.3)
-    grown = ndimage.binary_dilation(sources, _ANY_SIDE, iterations=growth)
-    return _touching_splines(model, grown)
+    sources = above_plane & (np.asarray(share)[labels] > _LEAST_SHARE)
+    return _touching_splines(model, grown(sources, growth))
 
 
 def _blocks(cells: Float64, weights: Float64) -> tuple[Float64, Float64]:
@@ -124,7 +127,7 @@ def _above_streams(rest: Float64, known: Bool, threshold: float) -> Bool:
     size = np.abs(rest[known])
     rest = rest - np.median(rest[known & (rest <= 3 * np.median(size))])
     scatter = _scatter_below(rest[known])
-    return np.asarray((ndimage.uniform_filter(rest, 3) > threshold * scatter) | (rest > 1.6 * threshold * scatter))
+    return np.asarray((ndimage.uniform_filter(rest, 3) > threshold * scatter) | (rest > _ALONE * threshold * scatter))
 
 
 def _grouped(mask: Bool, n_blocks: int) -> Bool:

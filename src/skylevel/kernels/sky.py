@@ -221,7 +221,7 @@ def solve_coarse(
     information, heights = _marginalised(matrix, vector, n_terms)
     sky = sky_posterior(information, model.terms, prior, level) if shape is None else _at_shape(information, shape)
     everything = np.concatenate([sky, heights[:, -1] - heights[:, :-1] @ sky])
-    slow = (inner.solved[:, -1] - inner.solved[:, :-1] @ everything).reshape(-1, model.grid.coarse_shape[0]).T
+    slow = streams.levels(inner, everything).reshape(-1, model.grid.coarse_shape[0]).T
     per_amplifier = model.grid.coarse_shape[1] // slow.shape[1]
     fit = (design @ everything).reshape(cells.shape) + np.repeat(slow, per_amplifier, axis=1)
     return CoarseFit(sky, information, everything[n_terms:], fit, slow)
@@ -238,7 +238,7 @@ class _Eliminated(NamedTuple):
 
     matrix: Float64
     vector: Float64
-    solved: Float64
+    half: Float64
 
 
 class _Streams:
@@ -251,7 +251,7 @@ class _Streams:
         precision = block_precision(n_y, COARSE_ROWS * grid.slots, noise.exponent)
         prior = np.kron(shared / (n * noise.common + noise.own) + (np.eye(n) - shared) / noise.own, precision)
         weight = self.sums(weights.reshape(-1, 1), weights.shape)[:, 0]
-        self.factor = linalg.cho_factor(prior + np.diag(weight), lower=True, check_finite=False, overwrite_a=True)
+        self.factor = linalg.cholesky(prior + np.diag(weight), lower=True, check_finite=False, overwrite_a=True)
 
     def sums(self, columns: Float64, shape: tuple[int, ...]) -> Float64:
         """Sums (amplifier and coarse row, column) over each amplifier's coarse cells."""
@@ -260,13 +260,17 @@ class _Streams:
         return np.asarray(by_amplifier.transpose(1, 0, 2).reshape(self.n_amplifiers * n_y, -1))
 
     def eliminate(self, design: Float64, cells: Float64, weights: Float64) -> _Eliminated:
-        weighted = design * weights.reshape(-1, 1)
-        data = (cells * weights).reshape(-1, 1)
-        across = np.hstack([self.sums(weighted, cells.shape), self.sums(data, cells.shape)])
-        solved = linalg.cho_solve(self.factor, across, check_finite=False)
-        matrix = weighted.T @ design - across[:, :-1].T @ solved[:, :-1]
-        vector = (design.T @ data)[:, 0] - across[:, :-1].T @ solved[:, -1]
-        return _Eliminated(matrix, vector, solved)
+        root = np.sqrt(weights).reshape(-1, 1)
+        # A product of an array with itself takes half the time of one of two arrays.
+        everything = np.hstack([design, cells.reshape(-1, 1)]) * root
+        half = linalg.solve_triangular(self.factor, self.sums(everything * root, cells.shape), lower=True)
+        normal = everything.T @ everything - half.T @ half
+        return _Eliminated(normal[:-1, :-1], normal[:-1, -1], half)
+
+    def levels(self, inner: _Eliminated, coefficients: Float64) -> Float64:
+        """Return the streams (amplifier and coarse row) beside the design's coefficients."""
+        rest = inner.half[:, -1] - inner.half[:, :-1] @ coefficients
+        return np.asarray(linalg.solve_triangular(self.factor, rest, lower=True, trans="T"))
 
 
 def _marginalised(matrix: Float64, vector: Float64, n: int) -> tuple[SkyInformation, Float64]:

@@ -102,7 +102,7 @@ def _mean_response(f: Float64, n: int) -> Float64:
 @lru_cache(maxsize=256)
 def lag_variance(slots: int, exponent: float) -> Float64:
     """Variance (lag,) of the difference of two row means, `LAGS` rows apart, in noise of unit power."""
-    n = 1 << 16
+    n = 1 << 14
     f = fft.rfftfreq(n)
     power = slot_power(n, exponent) * _mean_response(f, slots) * 2 / n
     apart = np.array(LAGS)[:, None] * slots
