@@ -30,6 +30,8 @@ _NOTHING = 3e-7
 _LEAST_OWN = 0.02
 # Standard deviations of Gaussians along y that are compared, in rows.
 _SCALES = (2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
+# Light that a filter lets pass counts this much more than stripes that it stops.
+_CAUTION = 1.5
 # Exponents that are compared.
 _EXPONENTS = np.linspace(0.4, 1.8, 29)
 
@@ -429,7 +431,7 @@ def _best_high_pass(values: Float32, power: Float64, white: float) -> Float32:
         stopped = (power * response**2)[inside].mean()
         expected = (power * (1 - response) ** 2)[inside].mean() + white
         passed = values - ndimage.gaussian_filter1d(values, scale, axis=1, mode="nearest")
-        light = max(float(np.mean(passed**2)) - expected, 0.0)
+        light = _CAUTION * max(float(np.mean(passed**2)) - expected, 0.0)
         if light + stopped < least:
             best, least = passed, light + stopped
     return best
