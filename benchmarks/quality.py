@@ -16,7 +16,8 @@ from threadpoolctl import threadpool_limits
 
 from scenes import BORDER, KINDS, N_AMPLIFIERS, SIZE, Exposure, make_exposure, make_group
 from skylevel.kernels.amplifiers import amplifier_layout
-from skylevel.kernels.best_rows import combine_group, measure_streams, relevel, subtract_levels
+from skylevel.kernels.best_rows import measure_streams, subtract_levels
+from skylevel.kernels.group_rows import combine_group, relevel
 
 LAYOUT = amplifier_layout(SIZE, n_outputs=N_AMPLIFIERS, fast_axis=-1, slow_axis=2)
 STRESS = {
@@ -97,7 +98,7 @@ def main() -> None:
     ask.add_argument("--stress", action="store_true", help="steeper skies, weaker stripes, other spectra")
     asked = ask.parse_args()
     print(
-        "| scene | uncorrected | amp (range) | bias | mean size of bias | worse | CPU s |\n|---|---|---|---|---|---|---|"
+        "| scene | uncorrected | amp (range) | bias | mean size of bias | worse | CPU s |", "|---" * 7 + "|", sep="\n"
     )
     with threadpool_limits(1):
         for kind in asked.kinds:

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from scenes import real_file
 from skylevel.errors import NoBackgroundError, ShapeError
 from skylevel.kernels.amplifiers import amplifier_layout
-from skylevel.kernels.best_rows import combine_group, measure_streams, relevel, subtract_levels
+from skylevel.kernels.best_rows import measure_streams, subtract_levels
+from skylevel.kernels.group_rows import combine_group, relevel
 from skylevel.kernels.streams import slot_power
 
 ONE = amplifier_layout(512, n_outputs=1)

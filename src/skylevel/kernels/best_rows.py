@@ -1,10 +1,12 @@
-"""Levels of detector rows, as well as exposures can tell them: sky, sources and stripes solved together.
+"""Levels of detector rows, as well as one exposure can tell them: sky, sources and stripes solved together.
 
-`measure_streams` measures one exposure; `combine_group` finds what several exposures of one detector and filter share;
-`relevel` takes the levels of one exposure again, with that, from what was measured and without its pixels.
+1. A smooth level and the rows' medians are taken off; what stands out is masked; the rest is averaged in cells.
+2. On coarse cells, sky, large sources and slow streams are solved for together, and the quick streams beside them.
+3. Both again, from the flatter residual that these leave.
+4. Where blocks scatter about the model by more than their noise, it is not believed: only what changes from row to
+   row is taken off.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -27,10 +29,9 @@ from skylevel.kernels.large_sources import find_large_sources, spline_rms
 from skylevel.kernels.sky import (
     CoarseFit,
     CoarseModel,
-    SkyInformation,
     SkyPrior,
     coarse_model,
-    shape_posterior,
+    sky_prior,
     solve_coarse,
 )
 from skylevel.kernels.streams import (
@@ -39,7 +40,6 @@ from skylevel.kernels.streams import (
     estimate_noise,
     lag_scatter,
     nearest_lags,
-    pool_scatters,
     row_to_row,
     smooth_streams,
 )
@@ -66,14 +66,11 @@ _LOWER_ROUNDS = 2
 # For the first streams, and for the last: solutions of the coarse model (each with the weights and spline heights of
 # the one before), and steps of conjugate gradients.
 _FIRST_EFFORT, _LAST_EFFORT = (2, 3), (3, 8)
+LAST_STEPS = _LAST_EFFORT[1]
 # Levels of rows with less than this part of their pixels are not compared with their neighbours'.
 _LEAST_PIXELS = 0.6
 # Blocks with less than this part of their pixels do not tell whether the model holds.
 _LEAST_BLOCK = 0.1
-# An exposure whose sky is further from its group's is left to itself, in units of what is expected; nearer ones lose
-# weight from the second number on.
-_DISAGREES, _SUSPECT = 50.0, 9.0
-_GROUP_ROUNDS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,31 +121,6 @@ class StreamMeasurement:
     misfit: float
     believed: bool
     used: float
-
-
-@dataclass(frozen=True, slots=True)
-class GroupSky:
-    """What exposures of one detector and filter know together.
-
-    Attributes
-    ----------
-    shape : ndarray (term - 1,) float64
-        The sky's coefficients but the first, as a part of `reference`.
-    reference : float
-        The sky's level that `shape` was scaled to.
-    noise : StreamNoise
-        Of the stripes, pooled.
-    distance : ndarray (exposure,) float32
-        How far each exposure's sky is from the shared one, 1 being expected; NaN where nothing could be compared.
-    member : ndarray (exposure,) bool
-        Whether the exposure takes the shared sky; the others are left to themselves.
-    """
-
-    shape: Float64
-    reference: float
-    noise: StreamNoise
-    distance: Float32
-    member: Bool
 
 
 class _Method(NamedTuple):
@@ -270,11 +242,20 @@ def measure_streams(
     good = grid.place(np.isfinite(image) & ~bad, fill=False)
     data = np.where(good, grid.place(image.astype(np.float32, copy=False), fill=0), np.float32(0))
     sky_level, white_noise = _level_and_noise(data, good)
-    prior = SkyPrior((sky_steepness, sky_steepness / 4, sky_steepness / 15))
     method = _Method(
-        coarse_model(grid, sky_degree, node_spacing), prior, max(abs(sky_level), _LEAST_SKY * white_noise), white_noise,
-        sigma_clip, source_threshold, large_threshold, n_blocks, min_pixels, exponent, exponent_rms, gate,
-    )  # fmt: skip
+        model=coarse_model(grid, sky_degree, node_spacing),
+        prior=sky_prior(sky_steepness),
+        sky_level=max(abs(sky_level), _LEAST_SKY * white_noise),
+        white_noise=white_noise,
+        sigma_clip=sigma_clip,
+        source_threshold=source_threshold,
+        large_threshold=large_threshold,
+        n_blocks=n_blocks,
+        min_pixels=min_pixels,
+        exponent=exponent,
+        exponent_rms=exponent_rms,
+        gate=gate,
+    )
     return _measure(data, good, sky_level, method, misfit_limit)
 
 
@@ -306,7 +287,7 @@ def _measure(data: Float32, good: Bool, sky_level: float, method: _Method, misfi
     last = _solve(cells, first.streams, first.light, method, _LAST_EFFORT)
     if last.misfit > misfit_limit:
         return _summary(cells, last, _row_to_row(cells, last.scatter, method), good, method, believed=False)
-    return _summary(cells, last, _amplifier_means(last.streams, grid), good, method, believed=True)
+    return _summary(cells, last, amplifier_means(last.streams, grid), good, method, believed=True)
 
 
 def _first_streams(rest: Float32, good: Bool, noise: float, grid: Grid) -> Float32:
@@ -349,7 +330,8 @@ def _at_cells(coarse: Float64, rows: int = COARSE_ROWS, cells: int = COARSE_CELL
     return np.repeat(np.repeat(coarse, rows, axis=0), cells, axis=1).astype(np.float32)
 
 
-def _amplifier_means(streams: Float32, grid: Grid) -> Float32:
+def amplifier_means(streams: Float32, grid: Grid) -> Float32:
+    """Return the mean (y, amplifier) of the cells (y, cell) that each amplifier reads in a row."""
     return np.asarray(streams.reshape(grid.rows, grid.amplifiers.count, -1).mean(axis=2))
 
 
@@ -376,14 +358,16 @@ def _solve(cells: _Cells, streams: Float32, light: Float32, method: _Method, eff
         threshold=method.large_threshold, n_blocks=method.n_blocks, rounds=_LOWER_ROUNDS,
     )  # fmt: skip
     fit, robust = _fit_robustly(coarse, coarse_weight, nodes, noise, method, effort[0])
-    sky, light = method.model.sky(fit.sky), method.model.sources(_node_heights(nodes, fit.nodes))
+    sky, light = method.model.sky(fit.sky), method.model.sources(node_heights(nodes, fit.nodes))
     weight = weight * _at_cells(robust)
-    streams = _streams(cells.mean - sky - light, weight, fit, noise, grid, effort[1])
+    streams = streams_beside(cells.mean - sky - light, weight, fit, noise, grid, effort[1])
     misfit = _misfit(cells, sky + light + streams, method.white_noise, grid)
     return _Solution(streams, sky, light, weight, coarse, coarse_weight * robust, nodes, fit, scatter, noise, misfit)
 
 
-def _streams(rest: Float32, weight: Float32, fit: CoarseFit, noise: StreamNoise, grid: Grid, n_steps: int) -> Float32:
+def streams_beside(
+    rest: Float32, weight: Float32, fit: CoarseFit, noise: StreamNoise, grid: Grid, n_steps: int
+) -> Float32:
     """Streams (y, cell) of what sky and light leave, from the slow ones that were found with them on."""
     slow = stretch_rows(fit.slow.astype(np.float32), grid.rows)
     return smooth_streams(
@@ -430,7 +414,8 @@ def _fit_robustly(
     return fit, used
 
 
-def _node_heights(nodes: Bool, heights: Float64) -> Float64:
+def node_heights(nodes: Bool, heights: Float64) -> Float64:
+    """Return splines' heights (node,) at their nodes (node_y, node_x); 0 where none is."""
     everywhere = np.zeros(nodes.shape)
     everywhere[nodes] = heights
     return everywhere
@@ -457,7 +442,7 @@ def _row_to_row(cells: _Cells, scatter: LagScatter, method: _Method) -> Float32:
 def _lit_levels(cells: _Cells, grid: Grid) -> tuple[Float32, Float32]:
     """Levels of rows with all their light (what is masked counts with the smooth level around it), and their pixels."""
     above, count = _row_levels(cells.mean - cells.smooth, cells.n_pixels, grid)
-    return above + _amplifier_means(cells.smooth, grid), count
+    return above + amplifier_means(cells.smooth, grid), count
 
 
 def _summary(
@@ -514,165 +499,3 @@ def subtract_levels(image: NDArray[np.floating], level: Float32, *, amplifiers: 
     for k, (start, stop) in enumerate(pairwise(edges)):
         levelled[:, start:stop] -= offset[:, k, None]
     return levelled
-
-
-def combine_group(
-    measurements: Sequence[StreamMeasurement],
-    *,
-    shape: tuple[int, int],
-    amplifiers: Amplifiers,
-    sky_degree: int = 3,
-    sky_steepness: float = 0.015,
-    node_spacing: int = 128,
-    exponent: float = 1.0,
-    exponent_rms: float = 0.2,
-    gate: float = 2.0,
-) -> GroupSky | None:
-    """Find the sky that exposures of one detector and filter share.
-
-    Parameters
-    ----------
-    measurements : sequence of StreamMeasurement
-        Of one shape and layout; `cell` and `weight` are not looked at.
-    shape : tuple of int
-        Rows and columns of the images.
-    amplifiers : Amplifiers
-    sky_degree, sky_steepness, node_spacing, exponent, exponent_rms, gate
-        As `measure_streams` was given.
-
-    Returns
-    -------
-    GroupSky or None
-        None where fewer than two exposures can be compared: each is left to itself.
-
-    Notes
-    -----
-    Exposures share the sky (and what the flat left), not the stripes: what each says of the sky's shape, its own level
-    and all else marginalised, is summed. How strong the stripes are and how their spectrum falls is pooled first; an
-    exposure's own estimate would give those that drift most the greatest weight.
-    """
-    believed = [m for m in measurements if m.believed]
-    if len(believed) < 2:
-        return None
-    grid = Grid(shape, amplifiers)
-    model = coarse_model(grid, sky_degree, node_spacing)
-    prior = SkyPrior((sky_steepness, sky_steepness / 4, sky_steepness / 15))
-    reference = float(np.median([m.sky_level for m in believed]))
-    noise = _pooled_noise(believed, grid, exponent=exponent, exponent_rms=exponent_rms, gate=gate)
-    said = [_shape_information(m, model, noise, prior, reference) for m in believed]
-    common, distance = _agreed_shape(said, model, prior, reference)
-    at = np.array([m.believed for m in measurements])
-    everyone = np.full(len(measurements), np.nan, np.float32)
-    everyone[at] = distance
-    member = at & (np.nan_to_num(everyone, nan=np.inf) < _DISAGREES)
-    return GroupSky(common / reference, reference, noise, everyone, member)
-
-
-def _pooled_noise(
-    measurements: Sequence[StreamMeasurement], grid: Grid, *, exponent: float, exponent_rms: float, gate: float
-) -> StreamNoise:
-    scatter = pool_scatters([_lag_scatter_of(m) for m in measurements])
-    white = float(np.median([m.white_noise for m in measurements]))
-    return estimate_noise(
-        scatter, slots=grid.slots, white_noise=white, exponent=exponent, exponent_rms=exponent_rms, gate=gate
-    )
-
-
-def _lag_scatter_of(measurement: StreamMeasurement) -> LagScatter:
-    common, own, error = measurement.scatter.astype(np.float64)
-    return LagScatter(common, own, error, measurement.n_rows)
-
-
-def _shape_information(
-    measurement: StreamMeasurement, model: CoarseModel, noise: StreamNoise, prior: SkyPrior, reference: float
-) -> SkyInformation:
-    """What an exposure says of the sky's shape at the reference level."""
-    fit = _solve_again(measurement, model, noise, prior)
-    scale = measurement.sky_level / reference
-    matrix, vector = fit.information.without_level()
-    return SkyInformation(matrix * scale**2, vector * scale)
-
-
-def _solve_again(
-    measurement: StreamMeasurement,
-    model: CoarseModel,
-    noise: StreamNoise,
-    prior: SkyPrior,
-    shape: Float64 | None = None,
-) -> CoarseFit:
-    """Solve the coarse model of a measurement with other noise, or with a known sky."""
-    nodes = np.isfinite(measurement.node)
-    heights = measurement.node[nodes].astype(np.float64)
-    return solve_coarse(
-        model,
-        measurement.coarse_cell.astype(np.float64),
-        measurement.coarse_weight.astype(np.float64),
-        noise=noise,
-        prior=prior,
-        level=measurement.sky_level,
-        nodes=nodes,
-        node_rms=spline_rms(nodes, heights, noise=measurement.white_noise),
-        shape=shape,
-    )
-
-
-def _agreed_shape(
-    said: Sequence[SkyInformation], model: CoarseModel, prior: SkyPrior, reference: float
-) -> tuple[Float64, Float64]:
-    """Sum what exposures say, those that differ with less weight; also how far each is from the sum."""
-    weight, n = np.ones(len(said)), len(model.terms) - 1
-    for _ in range(_GROUP_ROUNDS):
-        total = SkyInformation(
-            np.asarray(sum(w * s.matrix for w, s in zip(weight, said, strict=True))),
-            np.asarray(sum(w * s.vector for w, s in zip(weight, said, strict=True))),
-        )
-        shape, covariance = shape_posterior(total, model.terms[1:], prior, reference)
-        distance = np.array([_distance(s, shape, covariance) for s in said]) / n
-        weight = np.minimum(1, _SUSPECT / np.maximum(distance, 1e-9))
-    return shape, distance
-
-
-def _distance(said: SkyInformation, shape: Float64, covariance: Float64) -> float:
-    """Squared distance of what one exposure says from the shared shape, in units of what is expected."""
-    rest = said.vector - said.matrix @ shape
-    expected = said.matrix + said.matrix @ covariance @ said.matrix
-    # What an exposure says nothing of cannot differ.
-    return float(rest @ np.linalg.pinv(expected, hermitian=True) @ rest)
-
-
-def relevel(
-    measurement: StreamMeasurement,
-    group: GroupSky,
-    *,
-    shape: tuple[int, int],
-    amplifiers: Amplifiers,
-    sky_degree: int = 3,
-    node_spacing: int = 128,
-) -> Float32:
-    """Levels of an exposure's rows where the sky is its group's.
-
-    Parameters
-    ----------
-    measurement : StreamMeasurement
-        Of a member of the group.
-    group : GroupSky
-    shape : tuple of int
-        Rows and columns of the image.
-    amplifiers : Amplifiers
-    sky_degree, node_spacing
-        As `measure_streams` was given.
-
-    Returns
-    -------
-    ndarray (y, amplifier) float32
-        In the image's unit; its mean is 0.
-    """
-    grid = Grid(shape, amplifiers)
-    model = coarse_model(grid, sky_degree, node_spacing)
-    coefficients = group.shape * measurement.sky_level
-    fit = _solve_again(measurement, model, group.noise, SkyPrior(), coefficients)
-    nodes = np.isfinite(measurement.node)
-    smooth = model.sky(fit.sky) + model.sources(_node_heights(nodes, fit.nodes))
-    streams = _streams(measurement.cell - smooth, measurement.weight, fit, group.noise, grid, _LAST_EFFORT[1])
-    level = _amplifier_means(streams, grid)[: shape[0]]
-    return (level - level.mean()).astype(np.float32)

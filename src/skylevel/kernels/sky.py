@@ -42,6 +42,11 @@ class SkyPrior(NamedTuple):
     own_spread: float = 0.5
 
 
+def sky_prior(steepness: float) -> SkyPrior:
+    """Return the prior of a sky whose coefficients of degree 1 are expected to be this part of its level."""
+    return SkyPrior((steepness, steepness / 4, steepness / 15))
+
+
 class SkyInformation(NamedTuple):
     """What an exposure says about the sky, all else marginalised.
 
