@@ -83,7 +83,7 @@ def test_in_a_nebula_only_what_changes_from_row_to_row_is_taken():
         image += (0.8 / (1 + np.hypot(*k)) * np.cos(k[0] * x + k[1] * y + rng.uniform(0, 6))).astype(np.float32)
     measured = measure_streams(image, bad, amplifiers=ONE)
     assert not measured.believed
-    assert measured.misfit > 3
+    assert measured.misfit > 2
     assert error(measured.level, stripes) < stripes.std()
 
 
