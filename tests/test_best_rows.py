@@ -153,11 +153,20 @@ def test_bad_pixels_are_irrelevant():
     np.testing.assert_array_equal(a, b)
 
 
-def test_the_unit_is_irrelevant():
-    image, bad, _ = make()
+@pytest.mark.parametrize("unit", [2.0**30, 2.0**-20])
+def test_the_unit_is_irrelevant(unit):
+    image, bad, _ = make(galaxy=1.0)
     a = measure_streams(image, bad, amplifiers=ONE).level
-    b = measure_streams(image * np.float32(1024), bad, amplifiers=ONE).level
-    np.testing.assert_allclose(b / 1024, a, atol=0.05 * a.std())
+    b = measure_streams(image * np.float32(unit), bad, amplifiers=ONE).level
+    np.testing.assert_allclose(b / unit, a, atol=1e-3 * a.std())
+
+
+def test_a_few_good_rows_are_enough_to_begin():
+    image, bad, _ = make()
+    bad[:] = True
+    bad[5:9] = False
+    level = measure_streams(image, bad, amplifiers=ONE).level
+    assert np.isfinite(level).all()
 
 
 def test_rows_without_pixels_are_carried_by_their_neighbours():

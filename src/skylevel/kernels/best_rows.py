@@ -27,6 +27,7 @@ from skylevel.kernels.cells import (
 )
 from skylevel.kernels.large_sources import find_large_sources, spline_rms
 from skylevel.kernels.sky import (
+    NO_WEIGHT,
     CoarseFit,
     CoarseModel,
     SkyPrior,
@@ -55,10 +56,14 @@ _GROWTH = (2, 1, 1)
 # The sky's level is never taken for less than this many standard deviations of a pixel: one that was subtracted
 # before may still have a gradient.
 _LEAST_SKY = 25.0
+# Noise is never taken for less than this part of the level, or this: a frame may hold one value only.
+_LEAST_NOISE, _NO_NOISE = 1e-6, 1e-12
 # Rows and columns between the pixels that decide an exposure's level and noise.
 _SAMPLE_ROWS, _SAMPLE_COLUMNS = 8, 3
 # Where a large source is brighter than this (in a pixel's noise), cells are trusted less: its splines do not follow it.
 _FAINT, _TOLERANCE = 0.25, 2.0
+# How high splines may be before any were found, in a pixel's noise.
+_FREE_HEIGHT = 100.0
 # Residuals of coarse cells beyond this many standard deviations lose weight.
 _ROBUST = 2.5
 # How often sky and streams are fitted below what may be a large source.
@@ -234,7 +239,7 @@ def measure_streams(
     Notes
     -----
     Amplifiers share a 1/f stream and have one each (spacetelescope/jwst#7262); destriping with the streams' covariance
-    as a prior follows TOAST and Madam. Peak extra memory is some 5 times a float32 image; what is returned, some 7 % of it.
+    as a prior follows TOAST and Madam. Peak extra memory is some 5 times a float32 image; the result takes 7 % of one.
     """
     if image.ndim != 2 or bad.shape != image.shape:
         raise ShapeError(f"the image {image.shape} and the mask {bad.shape} are not two equal planes")
@@ -261,14 +266,14 @@ def measure_streams(
 
 def _level_and_noise(data: Float32, good: Bool) -> tuple[float, float]:
     """Median and white noise of the good pixels: the noise from neighbours along x, which one stripe holds."""
-    rows = slice(None, None, _SAMPLE_ROWS)
-    pairs = good[rows, 1:] & good[rows, :-1]
-    difference = (data[rows, 1:] - data[rows, :-1])[pairs]
-    if not difference.size:
-        raise NoBackgroundError("no two good pixels stand side by side: there is no row level to measure")
-    level, _ = spread(data[rows, ::_SAMPLE_COLUMNS][good[rows, ::_SAMPLE_COLUMNS]]) if good.any() else (0.0, 0.0)
-    noise = spread(difference)[1] / np.sqrt(2)
-    return level, max(noise, 1e-6 * abs(level), float(np.finfo(np.float32).tiny) ** 0.25)
+    for step in (_SAMPLE_ROWS, 1):
+        rows, kept = data[::step], good[::step]
+        pairs = kept[:, 1:] & kept[:, :-1]
+        if pairs.any():
+            level = float(np.median(rows[:, 1:][pairs][::_SAMPLE_COLUMNS]))
+            noise = spread((rows[:, 1:] - rows[:, :-1])[pairs])[1] / np.sqrt(2)
+            return level, max(noise, _LEAST_NOISE * abs(level), _NO_NOISE)
+    raise NoBackgroundError("no two good pixels stand side by side: there is no row level to measure")
 
 
 def _measure(data: Float32, good: Bool, sky_level: float, method: _Method, misfit_limit: float) -> StreamMeasurement:
@@ -310,7 +315,7 @@ def _measure_cells(rest: Float32, good: Bool, smooth: Float32, streams: Float32,
     mean, count = cell_means(rest, usable, clip=method.sigma_clip * noise)
     count[count < method.min_pixels] = 0
     if not count.any():
-        raise NoBackgroundError(f"no {CELL_WIDTH} pixels of a row keep {method.min_pixels} without sources: no level")
+        raise NoBackgroundError(f"no {CELL_WIDTH} pixels of a row hold {method.min_pixels} of their surroundings' level")
     return _Cells(mean + local + smooth + streams, count, smooth)
 
 
@@ -352,7 +357,7 @@ def _solve(cells: _Cells, streams: Float32, light: Float32, method: _Method, eff
     slow = _slow(streams, grid)
     rest = cells.mean - (streams - _at_cells(slow, COARSE_ROWS, grid.slots))
     coarse_weight = _coarse_sums(weight, grid)
-    coarse = _coarse_sums(rest * weight, grid) / np.maximum(coarse_weight, 1e-9)
+    coarse = _coarse_sums(rest * weight, grid) / np.maximum(coarse_weight, NO_WEIGHT)
     nodes = find_large_sources(
         method.model, coarse, coarse_weight, noise=noise, prior=method.prior, level=method.sky_level,
         threshold=method.large_threshold, n_blocks=method.n_blocks, rounds=_LOWER_ROUNDS,
@@ -401,7 +406,7 @@ def _fit_robustly(
 
     Returns the last fit and the weights' factors (coarse_y, coarse_x).
     """
-    robust, rms = np.ones_like(cells), np.ones(int(nodes.sum()))
+    robust, rms = np.ones_like(cells), np.full(int(nodes.sum()), _FREE_HEIGHT * method.white_noise)
     for _ in range(n_rounds):
         fit = solve_coarse(
             method.model, cells, weights * robust, noise=noise, prior=method.prior, level=method.sky_level, nodes=nodes,

@@ -6,7 +6,7 @@ from scipy import ndimage
 
 from skylevel.kernels.amplifiers import CELL_WIDTH, COARSE_CELLS, COARSE_ROWS
 from skylevel.kernels.cells import grown, spread
-from skylevel.kernels.sky import CoarseModel, SkyPrior, solve_coarse
+from skylevel.kernels.sky import NO_WEIGHT, CoarseModel, SkyPrior, solve_coarse
 from skylevel.kernels.streams import StreamNoise
 
 Bool = NDArray[np.bool_]
@@ -86,9 +86,9 @@ def find_large_sources(
         kept = np.where(np.repeat(np.repeat(high, _BLOCK_ROWS, 0), _BLOCK_COLUMNS, 1), _HIGH_WEIGHT, 1.0)
         fit = solve_coarse(model, cells, weights * kept, noise=noise, prior=prior, level=level).fit
         high = _above_streams(_blocks(cells - fit, weights)[0], known, threshold) | ~known
-    labels, n = ndimage.label(above_plane, _ANY_SIDE)
-    share = ndimage.mean(high, labels, range(n + 1))
-    sources = above_plane & (np.asarray(share)[labels] > _LEAST_SHARE)
+    labels, _ = ndimage.label(above_plane, _ANY_SIDE)
+    share = np.bincount(labels.ravel(), weights=high.ravel()) / np.maximum(np.bincount(labels.ravel()), 1)
+    sources = above_plane & (share[labels] > _LEAST_SHARE)
     return _touching_splines(model, grown(sources, growth))
 
 
@@ -99,7 +99,7 @@ def _blocks(cells: Float64, weights: Float64) -> tuple[Float64, Float64]:
         return np.asarray(values.reshape(n_y, _BLOCK_ROWS, n_x, _BLOCK_COLUMNS).sum(axis=(1, 3)))
 
     weight = sums(weights)
-    return sums(cells * weights) / np.maximum(weight, 1e-9), weight
+    return sums(cells * weights) / np.maximum(weight, NO_WEIGHT), weight
 
 
 def _scatter_below(values: Float64) -> float:

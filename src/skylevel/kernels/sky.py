@@ -20,7 +20,7 @@ Float64 = NDArray[np.float64]
 # The sky's mean level is not held by any prior.
 _FREE = 1e3
 # Divided by in place of nothing.
-_NO_WEIGHT = 1e-300
+NO_WEIGHT = 1e-300
 # Places at which the steepness of the sky is tried, for all degrees together and for each.
 _COMMON_NODES, _OWN_NODES = 11, 3
 
@@ -64,7 +64,7 @@ class SkyInformation(NamedTuple):
     def without_level(self) -> "SkyInformation":
         """Return what is said about the shape (term - 1,), the exposure's own level marginalised."""
         m, v = self.matrix, self.vector
-        share = m[1:, 0] / max(float(m[0, 0]), _NO_WEIGHT)
+        share = m[1:, 0] / max(float(m[0, 0]), NO_WEIGHT)
         return SkyInformation(m[1:, 1:] - np.outer(share, m[0, 1:]), v[1:] - share * v[0])
 
 
@@ -288,7 +288,7 @@ def _marginalised(matrix: Float64, vector: Float64, n: int) -> tuple[SkyInformat
 
 
 def _at_shape(information: SkyInformation, shape: Float64) -> Float64:
-    level = (information.vector[0] - information.matrix[0, 1:] @ shape) / max(information.matrix[0, 0], _NO_WEIGHT)
+    level = (information.vector[0] - information.matrix[0, 1:] @ shape) / max(information.matrix[0, 0], NO_WEIGHT)
     return np.concatenate([[level], shape])
 
 
