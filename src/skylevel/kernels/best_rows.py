@@ -285,14 +285,12 @@ def _measure(data: Float32, good: Bool, sky_level: float, method: _Method, misfi
     cells = _measure_cells(rest, good, smooth, streams, method)
     first = _solve(cells, streams, np.maximum(smooth - sky_level, 0), method, _FIRST_EFFORT)
     if first.misfit > misfit_limit:
-        return _summary(cells, first, _row_to_row(cells, first.scatter, method), good, method, believed=False)
+        return _summary(cells, first, good, method, believed=False)
     smooth = first.sky + first.light
     rest = subtract_cells(data, smooth + first.streams, sloping=True)
     cells = _measure_cells(rest, good, smooth, first.streams, method)
     last = _solve(cells, first.streams, first.light, method, _LAST_EFFORT)
-    if last.misfit > misfit_limit:
-        return _summary(cells, last, _row_to_row(cells, last.scatter, method), good, method, believed=False)
-    return _summary(cells, last, amplifier_means(last.streams, grid), good, method, believed=True)
+    return _summary(cells, last, good, method, believed=last.misfit <= misfit_limit)
 
 
 def _first_streams(rest: Float32, good: Bool, noise: float, grid: Grid) -> Float32:
@@ -315,7 +313,8 @@ def _measure_cells(rest: Float32, good: Bool, smooth: Float32, streams: Float32,
     mean, count = cell_means(rest, usable, clip=method.sigma_clip * noise)
     count[count < method.min_pixels] = 0
     if not count.any():
-        raise NoBackgroundError(f"no {CELL_WIDTH} pixels of a row hold {method.min_pixels} of their surroundings' level")
+        few = f"no {CELL_WIDTH} pixels of a row hold {method.min_pixels} of their surroundings' level"
+        raise NoBackgroundError(few)
     return _Cells(mean + local + smooth + streams, count, smooth)
 
 
@@ -450,13 +449,13 @@ def _lit_levels(cells: _Cells, grid: Grid) -> tuple[Float32, Float32]:
     return above + amplifier_means(cells.smooth, grid), count
 
 
-def _summary(
-    cells: _Cells, solution: _Solution, level: Float32, good: Bool, method: _Method, *, believed: bool
-) -> StreamMeasurement:
+def _summary(cells: _Cells, solution: _Solution, good: Bool, method: _Method, *, believed: bool) -> StreamMeasurement:
     node = np.full(solution.nodes.shape, np.nan, np.float32)
     node[solution.nodes] = solution.fit.nodes
-    level = level[: method.grid.shape[0]]
-    common, own, error, n_rows = solution.scatter
+    grid, scatter = method.grid, solution.scatter
+    level = amplifier_means(solution.streams, grid) if believed else _row_to_row(cells, scatter, method)
+    level = level[: grid.shape[0]]
+    common, own, error, n_rows = scatter
     return StreamMeasurement(
         level=(level - level.mean()).astype(np.float32),
         cell=np.where(solution.weight > 0, cells.mean, np.float32(0)),
