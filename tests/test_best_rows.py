@@ -75,16 +75,28 @@ def test_a_frame_without_stripes_is_left_alone():
     assert np.sqrt(np.mean(level**2)) < 0.1 * NOISE / np.sqrt(512)
 
 
-def test_in_a_nebula_only_what_changes_from_row_to_row_is_taken():
-    image, bad, stripes = make((1024, 512), galaxy=0.0, stars=0, seed=3)
+def make_nebula(stripes, brightness):
+    image, bad, rows = make((1024, 512), stars=0, seed=3, stripes=stripes)
     y, x = np.mgrid[:1024, :512] / 512
     rng = np.random.default_rng(5)
     for k in rng.uniform(-25, 25, (40, 2)):
-        image += (0.8 / (1 + np.hypot(*k)) * np.cos(k[0] * x + k[1] * y + rng.uniform(0, 6))).astype(np.float32)
+        image += (brightness / (1 + np.hypot(*k)) * np.cos(k[0] * x + k[1] * y + rng.uniform(0, 6))).astype(np.float32)
+    return image, bad, rows
+
+
+def test_in_a_nebula_only_what_changes_from_row_to_row_is_taken():
+    image, bad, stripes = make_nebula(0.01, 0.8)
     measured = measure_streams(image, bad, amplifiers=ONE)
     assert not measured.believed
     assert measured.misfit > 2
     assert error(measured.level, stripes) < stripes.std()
+
+
+def test_a_nebula_without_stripes_is_left_alone():
+    image, bad, _ = make_nebula(0.0, 0.1)
+    measured = measure_streams(image, bad, amplifiers=ONE)
+    assert not measured.believed
+    assert np.sqrt(np.mean(measured.level**2)) < 0.1 * NOISE / np.sqrt(512)
 
 
 def test_groups_know_the_sky_better_than_one_exposure():

@@ -271,7 +271,7 @@ def _level_and_noise(data: Float32, good: Bool) -> tuple[float, float]:
         pairs = kept[:, 1:] & kept[:, :-1]
         if pairs.any():
             level = float(np.median(rows[:, 1:][pairs][::_SAMPLE_COLUMNS]))
-            noise = spread((rows[:, 1:] - rows[:, :-1])[pairs])[1] / np.sqrt(2)
+            noise = spread((rows[:, 1:] - rows[:, :-1])[pairs])[1] / 2**0.5
             return level, max(noise, _LEAST_NOISE * abs(level), _NO_NOISE)
     raise NoBackgroundError("no two good pixels stand side by side: there is no row level to measure")
 

@@ -226,7 +226,7 @@ def estimate_noise(
     -------
     StreamNoise
     """
-    floor = _NOTHING * white_noise**2
+    floor = float(_NOTHING * white_noise**2)
     seen = np.isfinite(scatter.common)
     if not seen[0]:
         return StreamNoise(floor, floor, exponent)
@@ -239,7 +239,7 @@ def estimate_noise(
         max(_strength(values, seen, expected), floor) if present else floor
         for values, present in ((scatter.common, common), (scatter.own, own))
     ]
-    return StreamNoise(strength[0], max(strength[1], _LEAST_OWN * strength[0]), exponent)
+    return StreamNoise(float(strength[0]), float(max(strength[1], _LEAST_OWN * strength[0])), exponent)
 
 
 def _relative_error(n_rows: int) -> Float64:
@@ -425,15 +425,16 @@ def _best_high_pass(values: Float32, power: Float64, white: float) -> Float32:
     """High-pass `values` (mixture, y) with the Gaussian of least expected error against stripes of `power`."""
     f = fft.rfftfreq(2 * (len(power) - 1))
     inside = f > 0.5 / values.shape[1]
-    best, least = np.zeros_like(values), np.inf
+    # To take nothing off costs all stripes; to take rows off costs their white noise.
+    best, least = np.zeros_like(values), float(power[inside].mean())
     for scale in _SCALES:
         response = np.exp(-2 * (np.pi * f * scale) ** 2)
         stopped = (power * response**2)[inside].mean()
         expected = (power * (1 - response) ** 2)[inside].mean() + white
         passed = values - ndimage.gaussian_filter1d(values, scale, axis=1, mode="nearest")
         light = _CAUTION * max(float(np.mean(passed**2)) - expected, 0.0)
-        if light + stopped < least:
-            best, least = passed, light + stopped
+        if (cost := light + stopped + white) < least:
+            best, least = passed, cost
     return best
 
 
