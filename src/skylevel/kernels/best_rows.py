@@ -1,0 +1,505 @@
+"""Levels of detector rows, as well as one exposure can tell them: sky, sources and stripes solved together.
+
+1. A smooth level and the rows' medians are taken off; what stands out is masked; the rest is averaged in cells.
+2. On coarse cells, sky, large sources and slow streams are solved for together, and the quick streams beside them.
+3. Both again, from the flatter residual that these leave.
+4. Where blocks scatter about the model by more than their noise, it is not believed: only what changes from row to
+   row is taken off.
+"""
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from skylevel.errors import NoBackgroundError, ShapeError
+from skylevel.kernels.amplifiers import CELL_WIDTH, COARSE_CELLS, COARSE_ROWS, Amplifiers, Grid
+from skylevel.kernels.cells import (
+    block_level,
+    cell_means,
+    cells_of_blocks,
+    source_mask,
+    spread,
+    stretch_rows,
+    subtract_cells,
+)
+from skylevel.kernels.large_sources import find_large_sources, spline_rms
+from skylevel.kernels.sky import (
+    NO_WEIGHT,
+    CoarseFit,
+    CoarseModel,
+    SkyPrior,
+    coarse_model,
+    sky_prior,
+    solve_coarse,
+)
+from skylevel.kernels.streams import (
+    LagScatter,
+    StreamNoise,
+    estimate_noise,
+    lag_scatter,
+    nearest_lags,
+    row_to_row,
+    smooth_streams,
+)
+
+Bool = NDArray[np.bool_]
+Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
+
+# Sides of the blocks that the first flat residual and the sources' surroundings are taken from, in pixel.
+_WIDE, _LOCAL = 64, 32
+# Bins by which sources are grown, at each scale.
+_GROWTH = (2, 1, 1)
+# The sky's level is never taken for less than this many standard deviations of a pixel: one that was subtracted
+# before may still have a gradient.
+_LEAST_SKY = 25.0
+# Noise is never taken for less than this part of the level, or this: a frame may hold one value only.
+_LEAST_NOISE, _NO_NOISE = 1e-6, 1e-12
+# Rows and columns between the pixels that decide an exposure's level and noise.
+_SAMPLE_ROWS, _SAMPLE_COLUMNS = 8, 3
+# Where a large source is brighter than this (in a pixel's noise), cells are trusted less: its splines do not follow it.
+_FAINT, _TOLERANCE = 0.25, 2.0
+# How high splines may be before any were found, in a pixel's noise.
+_FREE_HEIGHT = 100.0
+# Residuals of coarse cells beyond this many standard deviations lose weight.
+_ROBUST = 2.5
+# How often sky and streams are fitted below what may be a large source.
+_LOWER_ROUNDS = 2
+# For the first streams, and for the last: solutions of the coarse model (each with the weights and spline heights of
+# the one before), and steps of conjugate gradients.
+_FIRST_EFFORT, _LAST_EFFORT = (2, 3), (3, 8)
+LAST_STEPS = _LAST_EFFORT[1]
+# Levels of rows with less than this part of their pixels are not compared with their neighbours'.
+_LEAST_PIXELS = 0.6
+# Blocks with less than this part of their pixels do not tell whether the model holds.
+_LEAST_BLOCK = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class StreamMeasurement:
+    """What was measured of one exposure; plain arrays that can be stored, enough to level again with its group's sky.
+
+    Attributes
+    ----------
+    level : ndarray (y, amplifier) float32
+        Of the stripes, in the image's unit; its mean is 0. What is subtracted.
+    cell, weight : ndarray (grid_y, cell) float32
+        Means of a row's cells of 32 pixels with sky, large sources and stripes in them, and their inverse variances.
+    coarse_cell, coarse_weight : ndarray (coarse_y, coarse_x) float32
+        Means of 16 rows by 64 pixels without the quick part of the stripes, and their inverse variances.
+    sky : ndarray (term,) float32
+        Legendre coefficients as `skylevel.kernels.sky.sky_terms` orders them.
+    node : ndarray (node_y, node_x) float32
+        Heights of the large sources' splines; NaN where none is.
+    scatter : ndarray (3, lag) float32
+        `LagScatter`'s common, own and error.
+    n_rows : int
+        Rows behind it.
+    noise : StreamNoise
+        What the exposure's own scatter says.
+    sky_level, white_noise : float
+        The sky's level and the standard deviation of a pixel.
+    misfit : float
+        Scatter of blocks of 64 pixels about the model, in standard deviations of their white noise: below 1 where the
+        model holds, several and more in a nebula.
+    believed : bool
+        Whether the model was used; if not, `level` is the row-to-row part alone.
+    used : float
+        Part of the good pixels that the cells kept.
+    """
+
+    level: Float32
+    cell: Float32
+    weight: Float32
+    coarse_cell: Float32
+    coarse_weight: Float32
+    sky: Float32
+    node: Float32
+    scatter: Float32
+    n_rows: int
+    noise: StreamNoise
+    sky_level: float
+    white_noise: float
+    misfit: float
+    believed: bool
+    used: float
+
+
+class _Method(NamedTuple):
+    """The settings of a measurement, and what follows from them for one exposure."""
+
+    model: CoarseModel
+    prior: SkyPrior
+    sky_level: float
+    white_noise: float
+    sigma_clip: float
+    source_threshold: float
+    large_threshold: float
+    n_blocks: int
+    min_pixels: int
+    exponent: float
+    exponent_rms: float
+    gate: float
+
+    @property
+    def grid(self) -> Grid:
+        return self.model.grid
+
+
+class _Cells(NamedTuple):
+    """Cells with everything in them, the pixels behind each, and the smooth level of the sky and large sources."""
+
+    mean: Float32
+    n_pixels: Float32
+    smooth: Float32
+
+
+class _Solution(NamedTuple):
+    """Streams, sky and light of large sources at the cells, and how they were found."""
+
+    streams: Float32
+    sky: Float32
+    light: Float32
+    weight: Float32
+    coarse_cell: Float64
+    coarse_weight: Float64
+    nodes: Bool
+    fit: CoarseFit
+    scatter: LagScatter
+    noise: StreamNoise
+    misfit: float
+
+
+def measure_streams(
+    image: NDArray[np.floating],
+    bad: Bool,
+    *,
+    amplifiers: Amplifiers,
+    sky_degree: int = 3,
+    sky_steepness: float = 0.015,
+    sigma_clip: float = 3.0,
+    source_threshold: float = 3.5,
+    large_threshold: float = 2.5,
+    node_spacing: int = 128,
+    n_blocks: int = 6,
+    min_pixels: int = 6,
+    exponent: float = 1.0,
+    exponent_rms: float = 0.2,
+    gate: float = 2.0,
+    misfit_limit: float = 2.0,
+) -> StreamMeasurement:
+    """Measure the stripes of one exposure beside its sky and its large sources.
+
+    Parameters
+    ----------
+    image : ndarray (y, x) float
+        Stripes along x. In any unit; not modified.
+    bad : ndarray (y, x) bool
+        True = excluded. Pixels that are not finite always are.
+    amplifiers : Amplifiers
+        As `amplifier_layout` gives.
+    sky_degree : int
+        Of the sky's Legendre polynomial, both directions together.
+    sky_steepness : float
+        How large a gradient of the sky is expected, as a part of its level (the rms coefficient of degree 1). How
+        steep this sky is, is read from the data; this says where to begin.
+    sigma_clip : float
+        Pixels further than this many standard deviations from their surroundings are left out.
+    source_threshold : float
+        Sources stand out by this many standard deviations of the smoothed image.
+    large_threshold : float
+        Blocks of 64 pixels stand out by this many standard deviations.
+    node_spacing : int
+        Of the splines that describe large sources, in pixel.
+    n_blocks : int
+        Blocks of 64 pixels that a large source has at least.
+    min_pixels : int
+        Pixels of a cell (of 32) that are enough.
+    exponent, exponent_rms : float
+        The 1/f noise's expected exponent, and by how much it may differ.
+    gate : float
+        Stripes below this many standard errors are taken for none.
+    misfit_limit : float
+        Where blocks scatter more than this about the model, only what changes from row to row is taken off.
+
+    Returns
+    -------
+    StreamMeasurement
+
+    Raises
+    ------
+    ShapeError
+        `image` is not two-dimensional, or `bad` has another shape.
+    NoBackgroundError
+        There are too few good pixels side by side to tell the noise, or no cell has enough.
+
+    Notes
+    -----
+    Amplifiers share a 1/f stream and have one each (spacetelescope/jwst#7262); destriping with the streams' covariance
+    as a prior follows TOAST and Madam. Peak extra memory is some 5 times a float32 image; the result takes 7 % of one.
+    """
+    if image.ndim != 2 or bad.shape != image.shape:
+        raise ShapeError(f"the image {image.shape} and the mask {bad.shape} are not two equal planes")
+    grid = Grid((image.shape[0], image.shape[1]), amplifiers)
+    good = grid.place(np.isfinite(image) & ~bad, fill=False)
+    data = np.where(good, grid.place(image.astype(np.float32, copy=False), fill=0), np.float32(0))
+    sky_level, white_noise = _level_and_noise(data, good)
+    method = _Method(
+        model=coarse_model(grid, sky_degree, node_spacing),
+        prior=sky_prior(sky_steepness),
+        sky_level=max(abs(sky_level), _LEAST_SKY * white_noise),
+        white_noise=white_noise,
+        sigma_clip=sigma_clip,
+        source_threshold=source_threshold,
+        large_threshold=large_threshold,
+        n_blocks=n_blocks,
+        min_pixels=min_pixels,
+        exponent=exponent,
+        exponent_rms=exponent_rms,
+        gate=gate,
+    )
+    return _measure(data, good, sky_level, method, misfit_limit)
+
+
+def _level_and_noise(data: Float32, good: Bool) -> tuple[float, float]:
+    """Median and white noise of the good pixels: the noise from neighbours along x, which one stripe holds."""
+    for step in (_SAMPLE_ROWS, 1):
+        rows, kept = data[::step], good[::step]
+        pairs = kept[:, 1:] & kept[:, :-1]
+        if pairs.any():
+            level = float(np.median(rows[:, 1:][pairs][::_SAMPLE_COLUMNS]))
+            noise = spread((rows[:, 1:] - rows[:, :-1])[pairs])[1] / 2**0.5
+            return level, max(noise, _LEAST_NOISE * abs(level), _NO_NOISE)
+    raise NoBackgroundError("no two good pixels stand side by side: there is no row level to measure")
+
+
+def _measure(data: Float32, good: Bool, sky_level: float, method: _Method, misfit_limit: float) -> StreamMeasurement:
+    grid, noise = method.grid, method.white_noise
+    smooth = cells_of_blocks(block_level(data, good, side=_WIDE), (grid.rows, grid.cells))
+    rest = subtract_cells(data, smooth, sloping=True)
+    streams = _first_streams(rest, good, noise, grid)
+    rest = subtract_cells(rest, streams, sloping=False)
+    cells = _measure_cells(rest, good, smooth, streams, method)
+    first = _solve(cells, streams, np.maximum(smooth - sky_level, 0), method, _FIRST_EFFORT)
+    if first.misfit > misfit_limit:
+        return _summary(cells, first, good, method, believed=False)
+    smooth = first.sky + first.light
+    rest = subtract_cells(data, smooth + first.streams, sloping=True)
+    cells = _measure_cells(rest, good, smooth, first.streams, method)
+    last = _solve(cells, first.streams, first.light, method, _LAST_EFFORT)
+    return _summary(cells, last, good, method, believed=last.misfit <= misfit_limit)
+
+
+def _first_streams(rest: Float32, good: Bool, noise: float, grid: Grid) -> Float32:
+    """Median of each row and amplifier (y, cell) of a residual."""
+    mean, _ = cell_means(rest, good, clip=5 * noise)
+    return _of_amplifiers(np.median(mean.reshape(grid.rows, grid.amplifiers.count, -1), axis=2), grid)
+
+
+def _of_amplifiers(level: Float32, grid: Grid) -> Float32:
+    return np.repeat(level, grid.slots, axis=1)
+
+
+def _measure_cells(rest: Float32, good: Bool, smooth: Float32, streams: Float32, method: _Method) -> _Cells:
+    """Mask sources in a residual and average what is left in cells, with what was subtracted put back."""
+    noise = method.white_noise
+    thresholds = (method.source_threshold,) * 3
+    usable = good & ~source_mask(rest, good, noise=noise, thresholds=thresholds, growth=_GROWTH)
+    local = cells_of_blocks(block_level(rest, usable, side=_LOCAL), smooth.shape)
+    rest = subtract_cells(rest, local, sloping=True)
+    mean, count = cell_means(rest, usable, clip=method.sigma_clip * noise)
+    count[count < method.min_pixels] = 0
+    if not count.any():
+        few = f"no {CELL_WIDTH} pixels of a row hold {method.min_pixels} of their surroundings' level"
+        raise NoBackgroundError(few)
+    return _Cells(mean + local + smooth + streams, count, smooth)
+
+
+def _row_levels(values: Float32, count: Float32, grid: Grid) -> tuple[Float32, Float32]:
+    """Mean (y, amplifier) of the cells, by their pixels, and the number of these."""
+    shape = grid.rows, grid.amplifiers.count, grid.slots
+    total = count.reshape(shape).sum(axis=2)
+    return (values * count).reshape(shape).sum(axis=2) / np.maximum(total, 1), total
+
+
+def _coarse_sums(values: Float32, grid: Grid) -> Float64:
+    n_y, n_x = grid.coarse_shape
+    return np.asarray(values.reshape(n_y, COARSE_ROWS, n_x, COARSE_CELLS).sum(axis=(1, 3), dtype=np.float64))
+
+
+def _at_cells(coarse: Float64, rows: int = COARSE_ROWS, cells: int = COARSE_CELLS) -> Float32:
+    return np.repeat(np.repeat(coarse, rows, axis=0), cells, axis=1).astype(np.float32)
+
+
+def amplifier_means(streams: Float32, grid: Grid) -> Float32:
+    """Return the mean (y, amplifier) of the cells (y, cell) that each amplifier reads in a row."""
+    return np.asarray(streams.reshape(grid.rows, grid.amplifiers.count, -1).mean(axis=2))
+
+
+def _slow(streams: Float32, grid: Grid) -> Float64:
+    """Mean of the streams over coarse rows (coarse_y, amplifier)."""
+    n_y, n = grid.coarse_shape[0], grid.amplifiers.count
+    return np.asarray(streams.reshape(n_y, COARSE_ROWS, n, -1).mean(axis=(1, 3), dtype=np.float64))
+
+
+def _solve(cells: _Cells, streams: Float32, light: Float32, method: _Method, effort: tuple[int, int]) -> _Solution:
+    """Solve for sky, large sources and streams, given streams and light that are nearly right."""
+    grid = method.grid
+    level, count = _row_levels(cells.mean - cells.smooth, cells.n_pixels, grid)
+    enough = _LEAST_PIXELS * grid.amplifiers.width
+    scatter = lag_scatter(level, count, white_noise=method.white_noise, enough=enough)
+    noise = _noise(scatter, method)
+    weight = _weights(cells.n_pixels, light, method.white_noise)
+    slow = _slow(streams, grid)
+    rest = cells.mean - (streams - _at_cells(slow, COARSE_ROWS, grid.slots))
+    coarse_weight = _coarse_sums(weight, grid)
+    coarse = _coarse_sums(rest * weight, grid) / np.maximum(coarse_weight, NO_WEIGHT)
+    nodes = find_large_sources(
+        method.model, coarse, coarse_weight, noise=noise, prior=method.prior, level=method.sky_level,
+        threshold=method.large_threshold, n_blocks=method.n_blocks, rounds=_LOWER_ROUNDS,
+    )  # fmt: skip
+    fit, robust = _fit_robustly(coarse, coarse_weight, nodes, noise, method, effort[0])
+    sky, light = method.model.sky(fit.sky), method.model.sources(node_heights(nodes, fit.nodes))
+    weight = weight * _at_cells(robust)
+    streams = streams_beside(cells.mean - sky - light, weight, fit, noise, grid, effort[1])
+    misfit = _misfit(cells, sky + light + streams, method.white_noise, grid)
+    return _Solution(streams, sky, light, weight, coarse, coarse_weight * robust, nodes, fit, scatter, noise, misfit)
+
+
+def streams_beside(
+    rest: Float32, weight: Float32, fit: CoarseFit, noise: StreamNoise, grid: Grid, n_steps: int
+) -> Float32:
+    """Streams (y, cell) of what sky and light leave, from the slow ones that were found with them on."""
+    slow = stretch_rows(fit.slow.astype(np.float32), grid.rows)
+    return smooth_streams(
+        rest,
+        weight,
+        noise=noise,
+        right_to_left=grid.amplifiers.right_to_left,
+        n_steps=n_steps,
+        start=_of_amplifiers(slow, grid),
+    )
+
+
+def _noise(scatter: LagScatter, method: _Method) -> StreamNoise:
+    return estimate_noise(
+        scatter, slots=method.grid.slots, white_noise=method.white_noise, exponent=method.exponent,
+        exponent_rms=method.exponent_rms, gate=method.gate,
+    )  # fmt: skip
+
+
+def _weights(count: Float32, light: Float32, noise: float) -> Float32:
+    """Inverse variances of cells: white noise, and what the splines may miss of a large source."""
+    excess = np.maximum(light - np.float32(_FAINT * noise), 0)
+    variance = noise**2 / np.maximum(count, 1) + (excess * excess / np.float32(_TOLERANCE * noise)) ** 2
+    return np.where(count > 0, 1 / variance, 0).astype(np.float32)
+
+
+def _fit_robustly(
+    cells: Float64, weights: Float64, nodes: Bool, noise: StreamNoise, method: _Method, n_rounds: int
+) -> tuple[CoarseFit, Float64]:
+    """Solve the coarse model in rounds: cells that stand out lose weight, splines may be as high as they were found.
+
+    Returns the last fit and the weights' factors (coarse_y, coarse_x).
+    """
+    robust, rms = np.ones_like(cells), np.full(int(nodes.sum()), _FREE_HEIGHT * method.white_noise)
+    for _ in range(n_rounds):
+        fit = solve_coarse(
+            method.model, cells, weights * robust, noise=noise, prior=method.prior, level=method.sky_level, nodes=nodes,
+            node_rms=rms,
+        )  # fmt: skip
+        rest = (cells - fit.fit) * np.sqrt(weights)
+        scale = max(spread(rest[weights > 0])[1], 1.0) if (weights > 0).any() else 1.0
+        used, robust = robust, np.minimum(_ROBUST * scale / np.maximum(np.abs(rest), 1e-9), 1)
+        rms = spline_rms(nodes, fit.nodes, noise=method.white_noise)
+    return fit, used
+
+
+def node_heights(nodes: Bool, heights: Float64) -> Float64:
+    """Return splines' heights (node,) at their nodes (node_y, node_x); 0 where none is."""
+    everywhere = np.zeros(nodes.shape)
+    everywhere[nodes] = heights
+    return everywhere
+
+
+def _misfit(cells: _Cells, model: Float32, noise: float, grid: Grid) -> float:
+    """Scatter of blocks of 64 pixels about the model, in standard deviations of their white noise."""
+    rest = (cells.mean - model) * cells.n_pixels
+    total, count = (v.reshape(grid.rows // _WIDE, _WIDE, -1, 2).sum(axis=(1, 3)) for v in (rest, cells.n_pixels))
+    known = count > _LEAST_BLOCK * _WIDE**2
+    return spread(total[known] / (np.sqrt(count[known]) * noise))[1] if known.any() else 0.0
+
+
+def _row_to_row(cells: _Cells, scatter: LagScatter, method: _Method) -> Float32:
+    """Take the levels' row-to-row part, where neither sky nor light can be told from slow stripes."""
+    grid = method.grid
+    level, count = _lit_levels(cells, grid)
+    enough = _LEAST_PIXELS * grid.amplifiers.width
+    noise = _noise(nearest_lags(scatter), method._replace(exponent_rms=1e-3))
+    white = method.white_noise**2 / max(enough, 1)
+    return row_to_row(level, count > enough / 4, noise=noise, slots=grid.slots, white=white)
+
+
+def _lit_levels(cells: _Cells, grid: Grid) -> tuple[Float32, Float32]:
+    """Levels of rows with all their light (what is masked counts with the smooth level around it), and their pixels."""
+    above, count = _row_levels(cells.mean - cells.smooth, cells.n_pixels, grid)
+    return above + amplifier_means(cells.smooth, grid), count
+
+
+def _summary(cells: _Cells, solution: _Solution, good: Bool, method: _Method, *, believed: bool) -> StreamMeasurement:
+    node = np.full(solution.nodes.shape, np.nan, np.float32)
+    node[solution.nodes] = solution.fit.nodes
+    grid, scatter = method.grid, solution.scatter
+    level = amplifier_means(solution.streams, grid) if believed else _row_to_row(cells, scatter, method)
+    level = level[: grid.shape[0]]
+    common, own, error, n_rows = scatter
+    return StreamMeasurement(
+        level=(level - level.mean()).astype(np.float32),
+        cell=np.where(solution.weight > 0, cells.mean, np.float32(0)),
+        weight=solution.weight,
+        coarse_cell=solution.coarse_cell.astype(np.float32),
+        coarse_weight=solution.coarse_weight.astype(np.float32),
+        sky=solution.fit.sky.astype(np.float32),
+        node=node,
+        scatter=np.stack([common, own, error]).astype(np.float32),
+        n_rows=n_rows,
+        noise=solution.noise,
+        sky_level=method.sky_level,
+        white_noise=method.white_noise,
+        misfit=solution.misfit,
+        believed=believed,
+        used=float(cells.n_pixels.sum() / max(int(good.sum()), 1)),
+    )
+
+
+def subtract_levels(image: NDArray[np.floating], level: Float32, *, amplifiers: Amplifiers) -> NDArray[np.floating]:
+    """Subtract the stripes; the sky stays.
+
+    Parameters
+    ----------
+    image : ndarray (y, x) float
+        Not modified.
+    level : ndarray (y, amplifier) float32
+        In the image's unit; where it is NaN the pixels keep their values.
+    amplifiers : Amplifiers
+
+    Returns
+    -------
+    ndarray (y, x) of `image`'s dtype
+
+    Raises
+    ------
+    ShapeError
+        `level` has not a row for each of the image's and a column for each amplifier.
+    """
+    if image.ndim != 2 or level.shape != (image.shape[0], amplifiers.count):
+        raise ShapeError(f"levels {level.shape} do not fit an image {image.shape} of {amplifiers.count} amplifiers")
+    levelled = image.copy()
+    edges = amplifiers.edges(image.shape[1])
+    offset = np.nan_to_num(level).astype(image.dtype)
+    for k, (start, stop) in enumerate(pairwise(edges)):
+        levelled[:, start:stop] -= offset[:, k, None]
+    return levelled

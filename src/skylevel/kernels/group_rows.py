@@ -1,0 +1,228 @@
+"""What exposures of one detector and filter know together: the sky that they share, and how strong their stripes are.
+
+`combine_group` finds it from what `skylevel.kernels.best_rows.measure_streams` measured of each; `relevel` takes the
+levels of one exposure again, with it, from the stored cells and without pixels.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from skylevel.kernels.amplifiers import Amplifiers, Grid
+from skylevel.kernels.best_rows import (
+    LAST_STEPS,
+    StreamMeasurement,
+    amplifier_means,
+    node_heights,
+    streams_beside,
+)
+from skylevel.kernels.large_sources import spline_rms
+from skylevel.kernels.sky import (
+    CoarseFit,
+    CoarseModel,
+    SkyInformation,
+    SkyPrior,
+    coarse_model,
+    shape_posterior,
+    sky_prior,
+    solve_coarse,
+)
+from skylevel.kernels.streams import LagScatter, StreamNoise, estimate_noise, pool_scatters
+
+Bool = NDArray[np.bool_]
+Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
+
+# An exposure whose sky is further from its group's is left to itself, in units of what is expected; nearer ones lose
+# weight from the second number on.
+_DISAGREES, _SUSPECT = 50.0, 9.0
+_GROUP_ROUNDS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class GroupSky:
+    """What exposures of one detector and filter know together.
+
+    Attributes
+    ----------
+    shape : ndarray (term - 1,) float64
+        The sky's coefficients but the first, as a part of `reference`.
+    reference : float
+        The sky's level that `shape` was scaled to.
+    noise : StreamNoise
+        Of the stripes, pooled.
+    distance : ndarray (exposure,) float32
+        How far each exposure's sky is from the shared one, 1 being expected; NaN where nothing could be compared.
+    member : ndarray (exposure,) bool
+        Whether the exposure takes the shared sky; the others are left to themselves.
+    """
+
+    shape: Float64
+    reference: float
+    noise: StreamNoise
+    distance: Float32
+    member: Bool
+
+
+def combine_group(
+    measurements: Sequence[StreamMeasurement],
+    *,
+    shape: tuple[int, int],
+    amplifiers: Amplifiers,
+    sky_degree: int = 3,
+    sky_steepness: float = 0.015,
+    node_spacing: int = 128,
+    exponent: float = 1.0,
+    exponent_rms: float = 0.2,
+    gate: float = 2.0,
+) -> GroupSky | None:
+    """Find the sky that exposures of one detector and filter share.
+
+    Parameters
+    ----------
+    measurements : sequence of StreamMeasurement
+        Of one shape and layout; `cell` and `weight` are not looked at.
+    shape : tuple of int
+        Rows and columns of the images.
+    amplifiers : Amplifiers
+    sky_degree, sky_steepness, node_spacing, exponent, exponent_rms, gate
+        As `measure_streams` was given.
+
+    Returns
+    -------
+    GroupSky or None
+        None where fewer than two exposures can be compared: each is left to itself.
+
+    Notes
+    -----
+    Exposures share the sky (and what the flat left), not the stripes: what each says of the sky's shape, its own level
+    and all else marginalised, is summed. How strong the stripes are and how their spectrum falls is pooled first; an
+    exposure's own estimate would give those that drift most the greatest weight.
+    """
+    believed = [m for m in measurements if m.believed]
+    if len(believed) < 2:
+        return None
+    grid = Grid(shape, amplifiers)
+    model = coarse_model(grid, sky_degree, node_spacing)
+    prior = sky_prior(sky_steepness)
+    reference = float(np.median([m.sky_level for m in believed]))
+    noise = _pooled_noise(believed, grid, exponent=exponent, exponent_rms=exponent_rms, gate=gate)
+    said = [_shape_information(m, model, noise, prior, reference) for m in believed]
+    common, distance = _agreed_shape(said, model, prior, reference)
+    at = np.array([m.believed for m in measurements])
+    everyone = np.full(len(measurements), np.nan, np.float32)
+    everyone[at] = distance
+    member = at & (np.nan_to_num(everyone, nan=np.inf) < _DISAGREES)
+    return GroupSky(common / reference, reference, noise, everyone, member)
+
+
+def _pooled_noise(
+    measurements: Sequence[StreamMeasurement], grid: Grid, *, exponent: float, exponent_rms: float, gate: float
+) -> StreamNoise:
+    scatter = pool_scatters([_lag_scatter_of(m) for m in measurements])
+    white = float(np.median([m.white_noise for m in measurements]))
+    return estimate_noise(
+        scatter, slots=grid.slots, white_noise=white, exponent=exponent, exponent_rms=exponent_rms, gate=gate
+    )
+
+
+def _lag_scatter_of(measurement: StreamMeasurement) -> LagScatter:
+    common, own, error = measurement.scatter.astype(np.float64)
+    return LagScatter(common, own, error, measurement.n_rows)
+
+
+def _shape_information(
+    measurement: StreamMeasurement, model: CoarseModel, noise: StreamNoise, prior: SkyPrior, reference: float
+) -> SkyInformation:
+    """What an exposure says of the sky's shape at the reference level."""
+    fit = _solve_again(measurement, model, noise, prior)
+    scale = measurement.sky_level / reference
+    matrix, vector = fit.information.without_level()
+    return SkyInformation(matrix * scale**2, vector * scale)
+
+
+def _solve_again(
+    measurement: StreamMeasurement,
+    model: CoarseModel,
+    noise: StreamNoise,
+    prior: SkyPrior,
+    shape: Float64 | None = None,
+) -> CoarseFit:
+    """Solve the coarse model of a measurement with other noise, or with a known sky."""
+    nodes = np.isfinite(measurement.node)
+    heights = measurement.node[nodes].astype(np.float64)
+    return solve_coarse(
+        model,
+        measurement.coarse_cell.astype(np.float64),
+        measurement.coarse_weight.astype(np.float64),
+        noise=noise,
+        prior=prior,
+        level=measurement.sky_level,
+        nodes=nodes,
+        node_rms=spline_rms(nodes, heights, noise=measurement.white_noise),
+        shape=shape,
+    )
+
+
+def _agreed_shape(
+    said: Sequence[SkyInformation], model: CoarseModel, prior: SkyPrior, reference: float
+) -> tuple[Float64, Float64]:
+    """Sum what exposures say, those that differ with less weight; also how far each is from the sum."""
+    weight, n = np.ones(len(said)), len(model.terms) - 1
+    for _ in range(_GROUP_ROUNDS):
+        total = SkyInformation(
+            np.asarray(sum(w * s.matrix for w, s in zip(weight, said, strict=True))),
+            np.asarray(sum(w * s.vector for w, s in zip(weight, said, strict=True))),
+        )
+        shape, covariance = shape_posterior(total, model.terms[1:], prior, reference)
+        distance = np.array([_distance(s, shape, covariance) for s in said]) / n
+        weight = np.minimum(1, _SUSPECT / np.maximum(distance, 1e-9))
+    return shape, distance
+
+
+def _distance(said: SkyInformation, shape: Float64, covariance: Float64) -> float:
+    """Squared distance of what one exposure says from the shared shape, in units of what is expected."""
+    rest = said.vector - said.matrix @ shape
+    expected = said.matrix + said.matrix @ covariance @ said.matrix
+    # What an exposure says nothing of cannot differ.
+    return float(rest @ np.linalg.pinv(expected, hermitian=True) @ rest)
+
+
+def relevel(
+    measurement: StreamMeasurement,
+    group: GroupSky,
+    *,
+    shape: tuple[int, int],
+    amplifiers: Amplifiers,
+    sky_degree: int = 3,
+    node_spacing: int = 128,
+) -> Float32:
+    """Levels of an exposure's rows where the sky is its group's.
+
+    Parameters
+    ----------
+    measurement : StreamMeasurement
+        Of a member of the group.
+    group : GroupSky
+    shape : tuple of int
+        Rows and columns of the image.
+    amplifiers : Amplifiers
+    sky_degree, node_spacing
+        As `measure_streams` was given.
+
+    Returns
+    -------
+    ndarray (y, amplifier) float32
+        In the image's unit; its mean is 0.
+    """
+    grid = Grid(shape, amplifiers)
+    model = coarse_model(grid, sky_degree, node_spacing)
+    coefficients = group.shape * measurement.sky_level
+    fit = _solve_again(measurement, model, group.noise, SkyPrior(), coefficients)
+    nodes = np.isfinite(measurement.node)
+    smooth = model.sky(fit.sky) + model.sources(node_heights(nodes, fit.nodes))
+    streams = streams_beside(measurement.cell - smooth, measurement.weight, fit, group.noise, grid, LAST_STEPS)
+    level = amplifier_means(streams, grid)[: shape[0]]
+    return (level - level.mean()).astype(np.float32)
