@@ -117,9 +117,7 @@ class _Field:
     def light(self, shift: NDArray[np.float64]) -> Image:
         """Stars and large object of a frame in ADU, behind the lens."""
         light = np.zeros(self._night.shape, np.float32)
-        for y, x, flux, redness in zip(
-            self._y + shift[0], self._x + shift[1], self._flux, self._redness, strict=True
-        ):
+        for y, x, flux, redness in zip(self._y + shift[0], self._x + shift[1], self._flux, self._redness, strict=True):
             _add_star(light, y, x, flux, redness)
         if self._night.large:
             light += self._large(shift) * self.vignetting

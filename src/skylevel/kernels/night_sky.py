@@ -22,7 +22,7 @@ Bool = NDArray[np.bool_]
 
 # Boxes are compared with the surface one by one, and in means over neighbours within Gaussians of these widths (boxes):
 # the fainter light is, the larger it must be to be seen.
-_SCALES = (0.0, 1.0, 2.0, 4.0)
+WIDTHS = (0.0, 1.0, 2.0, 4.0)
 
 # What is left out is decided step by step, from what stands out most to what barely does; in the last rounds boxes
 # below the surface are judged as those above it, without which noise would pull the surface down.
@@ -151,7 +151,7 @@ def fit_background(
     *,
     degree: int = 10,
     stiffness: float = 0.5,
-    rejection: float = 2.0,
+    rejection: float = 3.0,
     tolerance: float = 2e-4,
 ) -> Background:
     """Return the smooth background of each channel of a frame alone.
@@ -233,6 +233,12 @@ def mesh_of(coefficients: NDArray[np.floating], grid: Grid) -> Float32:
     return _surface(coefficients.astype(np.float64), y, x).astype(np.float32)
 
 
+def fit_table(values: Float, grid: Grid, degree: int) -> Float:
+    """Return the coefficients (order_y, order_x) of the surface through values (mesh_y, mesh_x) that have no noise."""
+    basis = _Basis(grid, degree, most_terms=values.size)
+    return basis.table(basis.fit(values, np.ones_like(values), basis.no_ridge()), degree + 1)
+
+
 def _surface(table: Float, y: Float, x: Float) -> Float:
     """Return the sum of ``table[i, j] * y[i] * x[j]`` (y, x)."""
     along_x = np.stack([weighted_sum(row, x) for row in table])
@@ -248,6 +254,7 @@ def fit_surfaces(
     stiffness: float,
     rejection: float,
     tolerance: float,
+    widths: tuple[float, ...] = WIDTHS,
     one_sided: bool = True,
 ) -> SurfaceFit:
     """Return the smooth surfaces through boxes, what stands above any of them left out of all.
@@ -259,11 +266,13 @@ def fit_surfaces(
     grid : Grid
     degree, stiffness, rejection, tolerance
         As in `fit_background`.
+    widths : tuple of float
+        Of the Gaussians within which neighbouring boxes are judged together, in boxes; 0 for a box alone.
     one_sided : bool
         Judge boxes below the surface as those above it only at the end; or from the beginning.
     """
     fits = [
-        _ChannelFit(*channel, grid, degree=degree, stiffness=stiffness, tolerance=tolerance)
+        _ChannelFit(*channel, grid, degree=degree, stiffness=stiffness, tolerance=tolerance, widths=widths)
         for channel in zip(level, error, strict=True)
     ]
     weight = np.ones(grid.mesh_shape())
@@ -301,7 +310,15 @@ class _ChannelFit:
     """One channel's boxes and the surface through them, as weights are found."""
 
     def __init__(
-        self, level: Float, error: Float, grid: Grid, *, degree: int, stiffness: float, tolerance: float
+        self,
+        level: Float,
+        error: Float,
+        grid: Grid,
+        *,
+        degree: int,
+        stiffness: float,
+        tolerance: float,
+        widths: tuple[float, ...],
     ) -> None:
         self._good = np.isfinite(level)
         self._level = np.where(self._good, level, 0.0)
@@ -311,7 +328,7 @@ class _ChannelFit:
         floor = np.hypot(tolerance * scale, 1e-6 * max(scale, float(np.abs(self._level).max())) + 1e-30)
         known_error = np.where(self._good, error, 0.0)
         self._precision = np.where(self._good, 1.0 / (known_error**2 + floor**2), 0.0)
-        self._views = [_View(self._good, known_error, floor, width) for width in _SCALES]
+        self._views = [_View(self._good, known_error, floor, width) for width in widths]
         self._basis = _Basis(grid, degree, most_terms=int(self._good.sum()) // _BOXES_PER_TERM)
         self._ridge = self._basis.no_ridge()
 
