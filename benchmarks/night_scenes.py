@@ -94,6 +94,11 @@ def frames(night: Night) -> Iterator[Frame]:
         yield Frame(raw, sky + np.float32(BLACK_LEVEL))
 
 
+def lens(night: Night) -> Image:
+    """Share of the light that a night's lens lets through (y, x)."""
+    return _Field(night).vignetting
+
+
 def own_pixels(channel: str) -> list[tuple[slice, slice]]:
     """The channel's pixels, as slices (y, x) of a mosaic."""
     return [(slice(int(y), None, 2), slice(int(x), None, 2)) for y, x in np.argwhere(channel == PATTERN)]

@@ -29,6 +29,9 @@ WIDTHS = (0.0, 1.0, 2.0, 4.0)
 _ROUNDS, _EVEN_ROUNDS = 25, 4
 _STEP = 0.7
 
+# Weights that change by less have settled.
+_SETTLED = 0.02
+
 # A background is not taken from less than this share of the boxes.
 _LEAST_SHARE = 0.1
 
@@ -150,7 +153,7 @@ def fit_background(
     grid: Grid,
     *,
     degree: int = 10,
-    stiffness: float = 0.5,
+    stiffness: float = 1.0,
     rejection: float = 3.0,
     tolerance: float = 2e-4,
 ) -> Background:
@@ -284,7 +287,10 @@ def fit_surfaces(
         found = _acceptance(np.abs(views) if both_sides else views, rejection * limits)
         if found.mean() < _LEAST_SHARE:
             break
+        settled = both_sides and (limits == 1.0).all() and np.abs(found - weight).max() < _SETTLED
         weight = found
+        if settled:
+            break
     finished = [fit.finished(weight, degree) for fit in fits]
     return SurfaceFit(*(np.stack(field) for field in zip(*finished, strict=True)))
 

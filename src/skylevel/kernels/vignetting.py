@@ -33,6 +33,12 @@ from skylevel.kernels.own_boxes import OwnBoxes
 # A box of one frame this many standard deviations from what all frames say counts half.
 _OUTLIER = 4.0
 
+# A box of constant value has no error; no level is known better than this, in the units of the frames.
+_LEAST_ERROR = 0.01
+
+# Times that large objects' shifts between frames are found, and the frames' own parts without them.
+_SHIFT_ROUNDS = 2
+
 # Powers of the squared distance from the frame's centre that make up a vignetting, and the degree of the sky before it.
 _VIGNETTING_POWERS = 4
 _SKY_DEGREE = 3
@@ -57,6 +63,9 @@ class Night(NamedTuple):
         Share of the light that the lens lets through, 1 where it is most; coefficients of a `Surface`.
     gradient : ndarray (frame, channel, 2) float32
         How the sky before the lens changes from the frame's centre to its edge along y and x, as a share of its level.
+    shift : ndarray (frame, 2) float32
+        How far along y and x the large objects stand from where they are in the mean, in pixels; NaN where a frame
+        disagrees, about 0 where there is no such object.
     rejected_share : ndarray (frame,) float32
         Share of a frame's boxes that the night's mean and a gradient of the frame's own do not describe.
     agrees : ndarray (frame,) bool
@@ -67,6 +76,7 @@ class Night(NamedTuple):
     shared: Background | None
     vignetting: Float32
     gradient: Float32
+    shift: Float32
     rejected_share: Float32
     agrees: Bool
 
@@ -82,7 +92,7 @@ def solve_night(
     black_level: float = 0.0,
     degree: int = 10,
     own_degree: int = 10,
-    stiffness: float = 0.5,
+    stiffness: float = 1.0,
     rejection: float = 3.0,
     tolerance: float = 2e-4,
     disagreement: float = 0.15,
@@ -128,23 +138,26 @@ def solve_night(
     own = _own_parts(frames, grid, degree=own_degree, stiffness=stiffness)
     share = np.array([_rejected_share(boxes, part) for boxes, part in zip(frames, own, strict=True)], np.float32)
     agrees = _agreeing(share, disagreement)
-    shared = None
-    if agrees.any():
-        mean = _night_mean(frames, own, agrees)
-        # What a surface cannot follow stays as it is, however many frames there are; what was seen of it does not.
-        believed = tolerance / float(np.sqrt(agrees.sum()))
-        shared = as_background(fit_surfaces(*mean, grid, tolerance=believed, **single), grid)
+    members = [boxes for boxes, agree in zip(frames, agrees, strict=True) if agree]
+    parts = [part for part, agree in zip(own, agrees, strict=True) if agree]
+    together = (
+        _solve_together(members, parts, grid, own_degree=own_degree, tolerance=tolerance, **single) if members else None
+    )
+    own_of = dict(zip(np.flatnonzero(agrees).tolist(), together.own if together else [], strict=True))
     backgrounds = [
-        _sum(shared.coefficients, part.coefficients)
-        if shared and agree
+        _sum(together.shared.coefficients, own_of[k].coefficients)
+        if together and k in own_of
         else fit_background(boxes, grid, tolerance=tolerance, **single).coefficients
-        for boxes, part, agree in zip(frames, own, agrees, strict=True)
+        for k, boxes in enumerate(frames)
     ]
+    shift = np.full((len(frames), 2), np.nan, np.float32)
+    if together:
+        shift[agrees] = together.shift * grid.box_size
     coefficients = np.stack([_padded(background, max(degree, own_degree) + 1) for background in backgrounds])
     night_sky = coefficients[agrees if agrees.any() else slice(None)].mean(axis=0, dtype=np.float64)
     lens = np.stack([_vignetting(channel, grid, black_level, degree) for channel in night_sky])
     gradient = np.stack([_gradients(background, lens, grid, black_level) for background in coefficients])
-    return Night(coefficients, shared, lens, gradient, share, agrees)
+    return Night(coefficients, together.shared if together else None, lens, gradient, shift, share, agrees)
 
 
 def _check_alike(frames: Sequence[OwnBoxes]) -> None:
@@ -204,16 +217,81 @@ def _agreeing(rejected_share: Float32, disagreement: float) -> Bool:
     return np.asarray(agrees & (agrees.sum() > 1))
 
 
-def _night_mean(frames: Sequence[OwnBoxes], own: list[SurfaceFit], agrees: Bool) -> tuple[Float, Float]:
-    """Return the mean (channel, mesh_y, mesh_x) of the agreeing frames less their own parts, and its error."""
+class _Together(NamedTuple):
+    """The agreeing frames' mean background, the surfaces by which they differ from it, and their shifts in boxes."""
+
+    shared: Background
+    own: list[SurfaceFit]
+    shift: Float
+
+
+def _solve_together(
+    frames: list[OwnBoxes],
+    own: list[SurfaceFit],
+    grid: Grid,
+    *,
+    own_degree: int,
+    degree: int,
+    stiffness: float,
+    rejection: float,
+    tolerance: float,
+) -> _Together:
+    """Return what frames share and how they differ, large objects moved to where they stand in the mean.
+
+    A surface would take the difference between an object and its shifted self for the sky's.
+    """
+    # What a surface cannot follow stays as it is, however many frames there are; what was seen of it does not.
+    believed = tolerance / float(np.sqrt(len(frames)))
+    moved, shift = frames, np.zeros((len(frames), 2))
+    for left in reversed(range(_SHIFT_ROUNDS + 1)):
+        mean, error = _night_mean(moved, own)
+        fit = fit_surfaces(
+            mean, error, grid, degree=degree, stiffness=stiffness, rejection=rejection, tolerance=believed
+        )
+        if not left:
+            break
+        slopes = _slopes(mean, fit)
+        shift = np.stack([_shift(boxes, part, mean, slopes) for boxes, part in zip(frames, own, strict=True)])
+        moved = [_moved(boxes, slopes, by) for boxes, by in zip(frames, shift, strict=True)]
+        own = [_difference(boxes, mean, grid, own_degree, stiffness) for boxes in moved]
+    return _Together(as_background(fit, grid), own, shift)
+
+
+def _slopes(mean: Float, fit: SurfaceFit) -> Float:
+    """Return how large objects' light changes from box to box along y and x (2, channel, mesh_y, mesh_x)."""
+    light = np.where(np.isfinite(mean) & (fit.weight < 0.5), mean - fit.surface, 0.0)
+    slopes = np.zeros((2, *mean.shape))
+    for axis in (1, 2):
+        if mean.shape[axis] > 1:
+            slopes[axis - 1] = np.gradient(light, axis=axis)
+    return slopes
+
+
+def _shift(boxes: OwnBoxes, own: SurfaceFit, mean: Float, slopes: Float) -> Float:
+    """Return how far (2,) a frame's large objects stand from where the mean has them, in boxes."""
+    seen = np.isfinite(boxes.level) & np.isfinite(mean)
+    difference = np.where(seen, boxes.level - own.surface - mean, 0.0)
+    # The steeper the light, the less a shift alone describes it.
+    variance = np.where(seen, level_error(boxes), 1.0) ** 2 + 0.01 * np.sum(slopes**2, axis=0) + _LEAST_ERROR**2
+    weight = np.where(seen, 1.0 / variance, 0.0)
+    matrix = np.array([[np.sum(weight * one * other) for other in slopes] for one in slopes])
+    matrix[np.diag_indices(2)] += 1.0 + 1e-9 * np.trace(matrix)
+    return solve_positive(matrix, -np.array([np.sum(weight * slope * difference) for slope in slopes]))
+
+
+def _moved(boxes: OwnBoxes, slopes: Float, shift: Float) -> OwnBoxes:
+    """Return a frame's boxes with large objects where the mean has them."""
+    return boxes._replace(level=boxes.level + (shift[0] * slopes[0] + shift[1] * slopes[1]).astype(np.float32))
+
+
+def _night_mean(frames: list[OwnBoxes], own: list[SurfaceFit]) -> tuple[Float, Float]:
+    """Return the mean (channel, mesh_y, mesh_x) of frames less their own parts, and its error."""
     total, weight = np.zeros(frames[0].level.shape), np.zeros(frames[0].level.shape)
-    for boxes, part, agree in zip(frames, own, agrees, strict=True):
-        if agree:
-            good = np.isfinite(boxes.level)
-            # A box of constant value has no error; one count in a hundred is as well as any is known.
-            precision = np.where(good, part.weight / np.maximum(level_error(boxes), 0.01) ** 2, 0.0)
-            total += precision * np.where(good, boxes.level - part.surface, 0.0)
-            weight += precision
+    for boxes, part in zip(frames, own, strict=True):
+        good = np.isfinite(boxes.level)
+        precision = np.where(good, part.weight / np.maximum(level_error(boxes), _LEAST_ERROR) ** 2, 0.0)
+        total += precision * np.where(good, boxes.level - part.surface, 0.0)
+        weight += precision
     seen = weight > 0
     weight = np.where(seen, weight, 1.0)
     return np.where(seen, total / weight, np.nan), np.where(seen, 1.0 / np.sqrt(weight), np.inf)
