@@ -1,5 +1,7 @@
 """Levels of boxes from each channel's own pixels."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -44,9 +46,9 @@ def test_a_level_is_about_the_median_of_a_channels_own_pixels(pattern, side, sha
     mosaic = np.random.default_rng(1).poisson(1500, shape).astype(np.uint16)
     found, expected = boxes_of(mosaic, pattern, side), plain_medians(mosaic, pattern, side)
     np.testing.assert_array_equal(np.isfinite(found.level), np.isfinite(expected))
-    # Clipping and ties move a median by less than its error.
-    error = 2.0 * np.nan_to_num(found.rms) / np.sqrt(np.maximum(found.n_good, 1)) + 1.0
-    assert (np.abs(np.nan_to_num(found.level - expected)) <= np.where(found.n_good > 2, error, 40.0)).all()
+    # Clipping moves a median by no more than its error.
+    error = 2.0 * np.sqrt(1500) / np.sqrt(np.maximum(found.n_good, 1)) + 1.0
+    assert (np.abs(np.nan_to_num(found.level - expected)) <= error).all()
     assert all(field.dtype == np.float32 for field in found)
 
 
@@ -76,14 +78,16 @@ def test_gaps_saturated_and_missing_pixels_do_not_count():
     np.testing.assert_allclose(found.level, before.level, atol=12.0)
     as_float = np.where(spoiled == 15000, np.inf, spoiled).astype(np.float32)
     as_float[spoiled == 0] = np.nan
-    np.testing.assert_allclose(boxes_of(as_float).level, found.level, atol=1.0)
+    np.testing.assert_allclose(boxes_of(as_float).level, found.level, atol=2.0)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.int32, np.float32, np.float64, np.dtype(">u2")])
 def test_any_type_of_a_constant_frame(dtype):
     found = boxes_of(np.full((50, 40), 77, dtype))
     np.testing.assert_array_equal(found.level, np.full((3, 3, 2), 77.0, np.float32))
-    assert (found.rms == 0).all()
+    # A whole number may have been any that rounds to it.
+    assert (found.rms < 0.35).all()
+    assert (found.rms == 0).all() or dtype not in (np.float32, np.float64)
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.float32])
@@ -98,7 +102,7 @@ def test_whole_numbers_have_levels_between_them():
     rng = np.random.default_rng(1)
     levels = np.linspace(100.0, 101.0, 9)
     frames = [boxes_of(np.rint(rng.normal(level, 0.7, (240, 240))).astype(np.uint16), ("M",), 240) for level in levels]
-    np.testing.assert_allclose([frame.level[0, 0, 0] for frame in frames], levels, atol=0.02)
+    np.testing.assert_allclose([frame.level[0, 0, 0] for frame in frames], levels, atol=0.06)
 
 
 @given(st.data())
@@ -116,9 +120,9 @@ def test_any_cut_at_boxes_gives_the_frames_bits(data):
                 letters_of(pattern),
                 box_size=(side, side),
             )
-            for left, right in zip(columns[:-1], columns[1:], strict=True)
+            for left, right in pairwise(columns)
         ]
-        for top, bottom in zip(rows[:-1], rows[1:], strict=True)
+        for top, bottom in pairwise(rows)
     ]
     for one, other in zip(OwnBoxes.joined(tiles), boxes_of(mosaic, pattern, side), strict=True):
         np.testing.assert_array_equal(one, other)
