@@ -70,18 +70,19 @@ def test_a_frames_background_is_its_sky(pattern, stars):
     error = errors_of(background_of(make_mosaic(SHAPE, pattern, stars=stars), pattern), pattern, SHAPE)
     # Of 35 ADU of noise in a pixel and 2.5 in a box.
     assert error.std() < 0.8
-    assert abs(error.mean()) < 0.5
+    assert abs(error.mean()) < 0.6
 
 
+@pytest.mark.parametrize("shape", [(4000, 6000), (1333, 2000)])
 @pytest.mark.parametrize("peak", [3.0, 30.0, 300.0, 3000.0])
-def test_a_galaxy_is_left_out(peak):
-    grid = grid_of((4000, 6000), 48)
+def test_a_galaxy_is_left_out(peak, shape):
+    grid = grid_of(shape, 48)
     v, u = axes_of(grid)
-    galaxy = peak * np.exp(-np.hypot((u + 0.1) / 0.12, v / 0.1))
+    galaxy = peak * np.exp(-np.hypot((u + 0.1) / 0.08, v / 0.06))
     found = fit_background(make_boxes(steep_sky(grid) + galaxy), grid)
     error = found.background[0] - steep_sky(grid)
-    assert np.sqrt(np.mean(error**2)) < 0.6
-    assert found.rejected[0][galaxy > 5].all()
+    assert np.sqrt(np.mean(error**2)) < 0.4 + 0.2 * np.log10(peak)
+    assert found.rejected[0][galaxy > 10].all()
 
 
 def test_the_border_is_as_good_as_any():

@@ -30,7 +30,7 @@ def sky(hour, level=1500.0):
 
 def galaxy(peak, y=0.0, x=0.0):
     v, u = axes()
-    return peak * lens() * np.exp(-np.hypot((u - 0.1 - x) / 0.12, (v - y) / 0.15))
+    return peak * lens() * np.exp(-np.hypot((u - 0.1 - x) / 0.06, (v - y) / 0.08))
 
 
 def make_frame(hour, light=0.0, *, noise=1.2, n_good=500.0, seed=0):

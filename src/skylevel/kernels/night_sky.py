@@ -24,6 +24,9 @@ Bool = NDArray[np.bool_]
 # the fainter light is, the larger it must be to be seen.
 WIDTHS = (0.0, 1.0, 2.0, 4.0)
 
+# Wider than this share of the mesh's shorter side, neighbours are no neighbourhood: nearly all boxes would be left out.
+_WIDEST = 1 / 12
+
 # What is left out is decided step by step, from what stands out most to what barely does; in the last rounds boxes
 # below the surface are judged as those above it, without which noise would pull the surface down.
 _ROUNDS, _EVEN_ROUNDS = 25, 4
@@ -334,7 +337,8 @@ class _ChannelFit:
         floor = np.hypot(tolerance * scale, 1e-6 * max(scale, float(np.abs(self._level).max())) + 1e-30)
         known_error = np.where(self._good, error, 0.0)
         self._precision = np.where(self._good, 1.0 / (known_error**2 + floor**2), 0.0)
-        self._views = [_View(self._good, known_error, floor, width) for width in widths]
+        near = [width for width in widths if width <= _WIDEST * min(level.shape)]
+        self._views = [_View(self._good, known_error, floor, width) for width in near]
         self._basis = _Basis(grid, degree, most_terms=int(self._good.sum()) // _BOXES_PER_TERM)
         self._ridge = self._basis.no_ridge()
 
