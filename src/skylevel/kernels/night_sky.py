@@ -285,7 +285,8 @@ def fit_surfaces(
     limits = np.zeros(0)
     for n in range(_ROUNDS):
         views = _all_views([fit.deviations(weight) for fit in fits])
-        limits = np.maximum(_STEP * limits if n else _faint_side(views), 1.0)
+        # A surface that light or few boxes have led astray leaves boxes far below it: it does not judge by noise alone.
+        limits = np.maximum(np.maximum(_STEP * limits if n else 1.0, _faint_side(views)), 1.0)
         both_sides = not one_sided or n >= _ROUNDS - _EVEN_ROUNDS
         found = _acceptance(np.abs(views) if both_sides else views, rejection * limits)
         if found.mean() < _LEAST_SHARE:
@@ -338,8 +339,11 @@ class _ChannelFit:
         known_error = np.where(self._good, error, 0.0)
         self._precision = np.where(self._good, 1.0 / (known_error**2 + floor**2), 0.0)
         near = [width for width in widths if width <= _WIDEST * min(level.shape)]
-        self._views = [_View(self._good, known_error, floor, width) for width in near]
-        self._basis = _Basis(grid, degree, most_terms=int(self._good.sum()) // _BOXES_PER_TERM)
+        n_good = int(self._good.sum())
+        self._basis = _Basis(grid, degree, most_terms=n_good // _BOXES_PER_TERM)
+        # The surface has an error of its own, from the noise of all boxes.
+        own_error = float(np.median(known_error[self._good])) * np.sqrt(self._basis.n_terms / n_good)
+        self._views = [_View(self._good, known_error, float(np.hypot(floor, own_error)), width) for width in near]
         self._ridge = self._basis.no_ridge()
 
     def deviations(self, weight: Float) -> Float:
@@ -389,6 +393,11 @@ class _Basis:
         # A product of two polynomials is the mean of two others, of the orders' sum and difference.
         self._y, self._x = (chebyshev(grid.centres(axis), 2 * int(self._pairs[:, axis].max()) + 1) for axis in (0, 1))
         self._degree = self._pairs.sum(axis=1)
+
+    @property
+    def n_terms(self) -> int:
+        """Number of coefficients."""
+        return len(self._pairs)
 
     def fit(self, values: Float, weight: Float, ridge: Float) -> Float:
         """Return the coefficients (term,) of least squares with a penalty `ridge` (term,) on their squares."""
