@@ -35,8 +35,9 @@ _STEP = 0.7
 # Weights that change by less have settled.
 _SETTLED = 0.02
 
-# A background is not taken from less than this share of the boxes.
-_LEAST_SHARE = 0.1
+# A background is not taken from less than this share of the boxes: where fewer would be left, light is left out no
+# further, or the surface would be free between them and ever more boxes would stand above it.
+_LEAST_SHARE = 0.42
 
 # Boxes for each coefficient, at least.
 _BOXES_PER_TERM = 3
@@ -286,7 +287,8 @@ def fit_surfaces(
     for n in range(_ROUNDS):
         views = _all_views([fit.deviations(weight) for fit in fits])
         # A surface that light or few boxes have led astray leaves boxes far below it: it does not judge by noise alone.
-        limits = np.maximum(np.maximum(_STEP * limits if n else 1.0, _faint_side(views)), 1.0)
+        least = _faint_side(views) if one_sided or n == 0 else 1.0
+        limits = np.maximum(np.maximum(_STEP * limits if n else 1.0, least), 1.0)
         both_sides = not one_sided or n >= _ROUNDS - _EVEN_ROUNDS
         found = _acceptance(np.abs(views) if both_sides else views, rejection * limits)
         if found.mean() < _LEAST_SHARE:
