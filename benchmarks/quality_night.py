@@ -4,8 +4,8 @@
     python benchmarks/quality_night.py sizes 1001 ...           small frames, and other phases of the sky
     python benchmarks/quality_night.py nights 1001 1002 ...     nights of twelve
 
-Settings were tuned on seeds 1 to 22; a failure on small frames was found, and mended, at seeds 1001 and 1002. Seeds from
-1003 on say what to expect. A night of 24 MP frames takes a minute or two to draw.
+Settings were tuned on seeds 1 to 22; a failure on small frames was found, and mended, at seeds 1001 and 1002. Those
+from 1003 on say what to expect. A night of 24 MP frames takes a minute or two to draw.
 """
 
 import sys
