@@ -1,0 +1,473 @@
+"""The smooth sky of a camera frame, fitted through its boxes with stars, galaxies and nebulae left out.
+
+A surface is a sum of products of Chebyshev polynomials over the frame: some sixty numbers, from which it is evaluated
+at any pixel, element by element in a fixed order, so that the bits do not depend on how an image was cut.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
+
+from skylevel.errors import NoBackgroundError, SettingsError, ShapeError
+from skylevel.kernels.mesh import weighted_sum
+from skylevel.kernels.own_boxes import OwnBoxes
+
+Float = NDArray[np.float64]
+Float32 = NDArray[np.float32]
+Int = NDArray[np.intp]
+Bool = NDArray[np.bool_]
+
+# Boxes are compared with the surface one by one, and in means over neighbours within Gaussians of these widths (boxes):
+# the fainter light is, the larger it must be to be seen.
+WIDTHS = (0.0, 1.0, 2.0, 4.0)
+
+# Wider than this share of the mesh's shorter side, neighbours are no neighbourhood: nearly all boxes would be left out.
+_WIDEST = 1 / 12
+
+# What is left out is decided step by step, from what stands out most to what barely does; in the last rounds boxes
+# below the surface are judged as those above it, without which noise would pull the surface down.
+_ROUNDS, _EVEN_ROUNDS = 25, 4
+_STEP = 0.7
+
+# Weights that change by less have settled.
+_SETTLED = 0.02
+
+# A background is not taken from less than this share of the boxes: where fewer would be left, light is left out no
+# further, or the surface would be free between them and ever more boxes would stand above it.
+_LEAST_SHARE = 0.42
+
+# Boxes for each coefficient, at least.
+_BOXES_PER_TERM = 3
+
+# Degrees whose coefficients tell how fast a sky's coefficients fall; and the rates that are believed.
+_TELLING = (2, 6)
+_RATES = (0.2, 0.7)
+
+# Error of a median over that of a mean, of Gaussian noise.
+_MEDIAN_ERROR = 1.2533
+
+
+class Background(NamedTuple):
+    """The smooth background of each channel of a frame.
+
+    Attributes
+    ----------
+    coefficients : ndarray (channel, order_y, order_x) float32
+        Of the Chebyshev polynomials over the frame; in the units of the image. See `Surface`.
+    background : ndarray (channel, mesh_y, mesh_x) float32
+        The surface at the boxes' centres.
+    residual_rms : ndarray (channel,) float32
+        Scatter of the accepted boxes about the surface.
+    rejected : ndarray (channel, mesh_y, mesh_x) bool
+        True where a box was left out: it holds no pixel, or light that is not the sky's.
+    """
+
+    coefficients: Float32
+    background: Float32
+    residual_rms: Float32
+    rejected: Bool
+
+
+class SurfaceFit(NamedTuple):
+    """Surfaces through boxes, of every channel.
+
+    `coefficients` (channel, order_y, order_x); at the boxes (channel, mesh_y, mesh_x) the `surface` and their `weight`
+    of 0 to 1; `residual_rms` (channel,) of the boxes by weight.
+    """
+
+    coefficients: Float
+    surface: Float
+    weight: Float
+    residual_rms: Float
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """Where boxes stand in a frame.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        Of the frame (y, x).
+    box_size : tuple of int
+        Sides (y, x) of a box in pixels.
+    """
+
+    shape: tuple[int, int]
+    box_size: tuple[int, int]
+
+    def mesh_shape(self) -> tuple[int, int]:
+        """Return how many boxes there are (y, x)."""
+        return -(-self.shape[0] // self.box_size[0]), -(-self.shape[1] // self.box_size[1])
+
+    def centres(self, axis: int) -> Float:
+        """Return the boxes' centres along an axis in frame coordinates; of the last one, that of the part there is."""
+        side, n = self.box_size[axis], self.shape[axis]
+        start = np.arange(0, n, side)
+        return frame_coordinate((start + np.minimum(start + side, n) - 1) / 2, n)
+
+
+def frame_coordinate(index: NDArray[np.number], n: int) -> Float:
+    """Return where pixels stand along an axis of `n` pixels, from -1 to 1 at the frame's edges."""
+    return np.asarray((2.0 * index + 1.0) / n - 1.0)
+
+
+def chebyshev(position: Float, n_orders: int) -> Float:
+    """Return the Chebyshev polynomials (order, position) at positions from -1 to 1."""
+    values = [np.ones_like(position), position]
+    while len(values) < n_orders:
+        values.append(2.0 * position * values[-1] - values[-2])
+    return np.stack(values[:n_orders])
+
+
+class Surface:
+    """A smooth surface over a rectangle of a frame.
+
+    Parameters
+    ----------
+    coefficients : ndarray (order_y, order_x) float
+        Coefficient [i, j] belongs to ``T_i(v) T_j(u)``, with v and u from -1 to 1 over the frame's rows and columns.
+    x : ndarray (x,) int
+        Columns of the frame that will be asked for.
+    shape : tuple of int
+        Of the frame (y, x).
+
+    Notes
+    -----
+    The same bits whatever pixels are asked for with a pixel: sums are made element by element, in a fixed order.
+    """
+
+    def __init__(self, coefficients: NDArray[np.floating], x: Int, *, shape: tuple[int, int]) -> None:
+        self._n_y = shape[0]
+        along = chebyshev(frame_coordinate(x, shape[1]), coefficients.shape[1])
+        rows = [weighted_sum(row, along) for row in coefficients.astype(np.float64)]
+        self._along_x = np.stack(rows).astype(np.float32)
+
+    def at(self, y: Int) -> Float32:
+        """Return the values (len(y), len(x)) float32 in the given rows of the frame."""
+        along = chebyshev(frame_coordinate(y, self._n_y), len(self._along_x)).astype(np.float32)
+        return weighted_sum(along[:, :, None], self._along_x[:, None, :])
+
+
+def fit_background(
+    boxes: OwnBoxes,
+    grid: Grid,
+    *,
+    degree: int = 10,
+    stiffness: float = 1.0,
+    rejection: float = 3.0,
+    tolerance: float = 2e-4,
+) -> Background:
+    """Return the smooth background of each channel of a frame alone.
+
+    Parameters
+    ----------
+    boxes : OwnBoxes
+        Arrays (channel, mesh_y, mesh_x).
+    grid : Grid
+    degree : int
+        Of the surface in x and y together, at most. Fewer boxes than three a coefficient lower it.
+    stiffness : float
+        How strongly coefficients are held to the rate at which the frame's own fall with their degree: 1 expects them
+        to be as large as that, 2 half as large; 0 leaves them free.
+    rejection : float
+        Boxes this far above the surface lose half their weight, in standard deviations.
+    tolerance : float
+        Error that a surface may have, as a share of the channel's median level: boxes are not believed any better.
+
+    Returns
+    -------
+    Background
+
+    Raises
+    ------
+    NoBackgroundError
+        A channel has no box with a pixel.
+    ShapeError
+        `boxes` and `grid` differ in shape.
+    SettingsError
+        `degree`, `stiffness`, `rejection` or `tolerance` is out of range.
+
+    Notes
+    -----
+    Light that is not the sky's is only ever added to it, and is not as smooth. Boxes above the surface are left out,
+    those that stand out most first, alone or with their neighbours; then the surface is fitted anew. It sinks to what
+    the boxes below it hold up, and ever fainter light is seen above it. Extra memory: some 100 bytes a box.
+    """
+    check_fit(boxes, grid, degree=degree, stiffness=stiffness, rejection=rejection, tolerance=tolerance)
+    fit = fit_surfaces(
+        boxes.level.astype(np.float64), level_error(boxes), grid,
+        degree=degree, stiffness=stiffness, rejection=rejection, tolerance=tolerance,
+    )  # fmt: skip
+    return as_background(fit, grid)
+
+
+def as_background(fit: SurfaceFit, grid: Grid) -> Background:
+    """Return a fit as it is kept, its mesh evaluated from the coefficients' float32."""
+    coefficients = fit.coefficients.astype(np.float32)
+    mesh = np.stack([mesh_of(channel, grid) for channel in coefficients])
+    return Background(coefficients, mesh, fit.residual_rms.astype(np.float32), fit.weight < 0.5)
+
+
+def check_fit(
+    boxes: OwnBoxes, grid: Grid, *, degree: int, stiffness: float, rejection: float, tolerance: float
+) -> None:
+    """Raise what `fit_background` says of boxes and settings it cannot use."""
+    if boxes.level.shape[1:] != grid.mesh_shape():
+        raise ShapeError(f"boxes (y, x) {boxes.level.shape[1:]} are not those of a frame, {grid.mesh_shape()}")
+    for name, value, least in (("degree", degree, 0), ("stiffness", stiffness, 0), ("tolerance", tolerance, 0)):
+        if not value >= least:
+            raise SettingsError(f"{name} = {value}: must be {least} or more")
+    if not rejection > 0:
+        raise SettingsError(f"rejection = {rejection}: must be above 0")
+    if not np.isfinite(boxes.level).any(axis=(1, 2)).all():
+        raise NoBackgroundError("a channel has no pixel that counts; all are 0, saturated or not finite")
+
+
+def level_error(boxes: OwnBoxes) -> Float:
+    """Return the standard error of boxes' levels, in the shape of `boxes`; infinite where a box has no pixel."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        error = _MEDIAN_ERROR * boxes.rms.astype(np.float64) / np.sqrt(boxes.n_good)
+    return np.where(boxes.n_good > 0, error, np.inf)
+
+
+def mesh_of(coefficients: NDArray[np.floating], grid: Grid) -> Float32:
+    """Return a surface (mesh_y, mesh_x) float32 at the boxes' centres."""
+    y, x = (chebyshev(grid.centres(axis), n) for axis, n in enumerate(coefficients.shape))
+    return _surface(coefficients.astype(np.float64), y, x).astype(np.float32)
+
+
+def fit_table(values: Float, grid: Grid, degree: int) -> Float:
+    """Return the coefficients (order_y, order_x) of the surface through values (mesh_y, mesh_x) that have no noise."""
+    basis = _Basis(grid, degree, most_terms=values.size)
+    return basis.table(basis.fit(values, np.ones_like(values), basis.no_ridge()), degree + 1)
+
+
+def _surface(table: Float, y: Float, x: Float) -> Float:
+    """Return the sum of ``table[i, j] * y[i] * x[j]`` (y, x)."""
+    along_x = np.stack([weighted_sum(row, x) for row in table])
+    return weighted_sum(y[:, :, None], along_x[:, None, :])
+
+
+def fit_surfaces(
+    level: Float,
+    error: Float,
+    grid: Grid,
+    *,
+    degree: int,
+    stiffness: float,
+    rejection: float,
+    tolerance: float,
+    widths: tuple[float, ...] = WIDTHS,
+    one_sided: bool = True,
+) -> SurfaceFit:
+    """Return the smooth surfaces through boxes, what stands above any of them left out of all.
+
+    Parameters
+    ----------
+    level, error : ndarray (channel, mesh_y, mesh_x)
+        Boxes' levels, NaN where there is none, and their standard errors; at least one level in each channel.
+    grid : Grid
+    degree, stiffness, rejection, tolerance
+        As in `fit_background`.
+    widths : tuple of float
+        Of the Gaussians within which neighbouring boxes are judged together, in boxes; 0 for a box alone.
+    one_sided : bool
+        Judge boxes below the surface as those above it only at the end; or from the beginning.
+    """
+    fits = [
+        _ChannelFit(*channel, grid, degree=degree, stiffness=stiffness, tolerance=tolerance, widths=widths)
+        for channel in zip(level, error, strict=True)
+    ]
+    weight = np.ones(grid.mesh_shape())
+    limits = np.zeros(0)
+    for n in range(_ROUNDS):
+        views = _all_views([fit.deviations(weight) for fit in fits])
+        # A surface that light or few boxes have led astray leaves boxes far below it: it does not judge by noise alone.
+        least = _faint_side(views) if one_sided or n == 0 else 1.0
+        limits = np.maximum(np.maximum(_STEP * limits if n else 1.0, least), 1.0)
+        both_sides = not one_sided or n >= _ROUNDS - _EVEN_ROUNDS
+        found = _acceptance(np.abs(views) if both_sides else views, rejection * limits)
+        if found.mean() < _LEAST_SHARE:
+            break
+        settled = both_sides and (limits == 1.0).all() and np.abs(found - weight).max() < _SETTLED
+        weight = found
+        if settled:
+            break
+    finished = [fit.finished(weight, degree) for fit in fits]
+    return SurfaceFit(*(np.stack(field) for field in zip(*finished, strict=True)))
+
+
+def _all_views(channels: list[Float]) -> Float:
+    """Return the deviations (view, mesh_y, mesh_x) of each channel, and of all channels together."""
+    together = np.sum(channels, axis=0) / np.sqrt(len(channels))
+    return np.concatenate([*channels, together])
+
+
+def _faint_side(deviations: Float) -> Float:
+    """Return the scatter (view,) of deviations, from those below 0."""
+    return np.asarray(np.sqrt(2.0 * np.mean(np.minimum(deviations, 0.0) ** 2, axis=(1, 2))))
+
+
+def _acceptance(deviations: Float, limits: Float) -> Float:
+    """Return each box's weight, by the view in which it deviates most: 1/2 at a limit, and soon nothing."""
+    worst = np.max(deviations / limits[:, None, None], axis=0)
+    return np.asarray(1.0 / (1.0 + np.maximum(worst, 0.0) ** 4))
+
+
+class _ChannelFit:
+    """One channel's boxes and the surface through them, as weights are found."""
+
+    def __init__(
+        self,
+        level: Float,
+        error: Float,
+        grid: Grid,
+        *,
+        degree: int,
+        stiffness: float,
+        tolerance: float,
+        widths: tuple[float, ...],
+    ) -> None:
+        self._good = np.isfinite(level)
+        self._level = np.where(self._good, level, 0.0)
+        self._stiffness = stiffness
+        scale = float(np.abs(np.median(level[self._good])))
+        # Never 0: a constant frame has no error at all.
+        floor = np.hypot(tolerance * scale, 1e-6 * max(scale, float(np.abs(self._level).max())) + 1e-30)
+        known_error = np.where(self._good, error, 0.0)
+        self._precision = np.where(self._good, 1.0 / (known_error**2 + floor**2), 0.0)
+        near = [width for width in widths if width <= _WIDEST * min(level.shape)]
+        n_good = int(self._good.sum())
+        self._basis = _Basis(grid, degree, most_terms=n_good // _BOXES_PER_TERM)
+        # The surface has an error of its own, from the noise of all boxes.
+        own_error = float(np.median(known_error[self._good])) * np.sqrt(self._basis.n_terms / n_good)
+        self._views = [_View(self._good, known_error, float(np.hypot(floor, own_error)), width) for width in near]
+        self._ridge = self._basis.no_ridge()
+
+    def deviations(self, weight: Float) -> Float:
+        """Return how far the boxes stand above the surface (view, mesh_y, mesh_x) that is fitted with these weights."""
+        coefficients = self._basis.fit(self._level, self._precision * weight, self._ridge)
+        self._ridge = self._basis.ridge(coefficients, self._stiffness)
+        residual = np.where(self._good, self._level - self._basis.surface(coefficients), 0.0)
+        return np.stack([view.deviations(residual) for view in self._views])
+
+    def finished(self, weight: Float, degree: int) -> tuple[Float, Float, Float, float]:
+        """Return a channel of a `SurfaceFit`."""
+        weight = np.where(self._good, weight, 0.0)
+        coefficients = self._basis.fit(self._level, self._precision * weight, self._ridge)
+        surface = self._basis.surface(coefficients)
+        rms = np.sqrt(np.sum(weight * (self._level - surface) ** 2) / np.sum(weight))
+        return self._basis.table(coefficients, degree + 1), surface, weight, float(rms)
+
+
+class _View:
+    """Residuals as they look in means over neighbouring boxes, in standard deviations."""
+
+    def __init__(self, good: Bool, error: Float, floor: float, width: float) -> None:
+        self._width = width
+        self._share = np.maximum(_blurred(good.astype(np.float64), width), 1e-9)
+        # The square of a Gaussian is one of 1/sqrt(2) its width.
+        variance = _blurred(error**2, width / np.sqrt(2.0)) / (4.0 * np.pi * width**2 if width else 1.0)
+        self._sigma = np.sqrt(variance / self._share**2 + floor**2)
+
+    def deviations(self, residual: Float) -> Float:
+        """Return the residuals' means (mesh_y, mesh_x); a box that is not good has residual 0 and does not count."""
+        return _blurred(residual, self._width) / self._share / self._sigma
+
+
+def _blurred(values: Float, width: float) -> Float:
+    """Return sums over neighbours within a Gaussian, nothing beyond the mesh's edges."""
+    return np.asarray(gaussian_filter(values, width, mode="constant")) if width else values
+
+
+class _Basis:
+    """Products of Chebyshev polynomials at the boxes' centres, up to a total degree; at most so many, if told."""
+
+    def __init__(self, grid: Grid, degree: int, most_terms: int | None = None) -> None:
+        self._pairs = _terms(grid.mesh_shape(), degree)
+        while most_terms is not None and len(self._pairs) > max(most_terms, 1):
+            degree -= 1
+            self._pairs = _terms(grid.mesh_shape(), degree)
+        # A product of two polynomials is the mean of two others, of the orders' sum and difference.
+        self._y, self._x = (chebyshev(grid.centres(axis), 2 * int(self._pairs[:, axis].max()) + 1) for axis in (0, 1))
+        self._degree = self._pairs.sum(axis=1)
+
+    @property
+    def n_terms(self) -> int:
+        """Number of coefficients."""
+        return len(self._pairs)
+
+    def fit(self, values: Float, weight: Float, ridge: Float) -> Float:
+        """Return the coefficients (term,) of least squares with a penalty `ridge` (term,) on their squares."""
+        matrix = self._products(weight)
+        matrix[np.diag_indices_from(matrix)] += ridge + 1e-12 * matrix[0, 0]
+        return solve_positive(matrix, self._moments(weight * values, 1)[*self._pairs.T])
+
+    def ridge(self, coefficients: Float, stiffness: float) -> Float:
+        """Return the penalty (term,) that holds coefficients to the rate at which these fall with their degree."""
+        degrees = np.arange(_TELLING[0], min(_TELLING[1], int(self._degree.max())) + 1)
+        if degrees.size < 2:
+            return np.zeros(self._degree.size)
+        # No smaller than rounding: the logarithm of a constant frame's would be none.
+        least = 1e-9 * abs(coefficients[0]) + 1e-30
+        sizes = np.log([np.hypot(_rms(coefficients[self._degree == n]), least) for n in degrees])
+        centred = degrees - degrees.mean()
+        rate = np.clip(np.sum(centred * sizes) / np.sum(centred**2), *np.log(_RATES))
+        expected = np.exp(sizes.mean() + rate * (self._degree - degrees.mean()))
+        # A level and a slope may be as large as they like.
+        return np.where(self._degree > 1, (stiffness / expected) ** 2, 0.0)
+
+    def no_ridge(self) -> Float:
+        return np.zeros(self._degree.size)
+
+    def surface(self, coefficients: Float) -> Float:
+        """Return the values (mesh_y, mesh_x) at the boxes' centres."""
+        table = self.table(coefficients)
+        return _surface(table, self._y[: table.shape[0]], self._x[: table.shape[1]])
+
+    def table(self, coefficients: Float, n_orders: int | None = None) -> Float:
+        """Return coefficients as a table (order_y, order_x), of `n_orders` a side or as few as hold them."""
+        shape = self._pairs.max(axis=0) + 1 if n_orders is None else (n_orders, n_orders)
+        table = np.zeros(shape)
+        table[*self._pairs.T] = coefficients
+        return table
+
+    def _products(self, weight: Float) -> Float:
+        """Return the weighted sums (term, term) of the terms' products."""
+        moments = self._moments(weight, 2)
+        (y, x), (other_y, other_x) = self._pairs.T[:, :, None], self._pairs.T[:, None, :]
+        both_y, both_x = (y + other_y, abs(y - other_y)), (x + other_x, abs(x - other_x))
+        return np.asarray(sum(moments[i, j] for i in both_y for j in both_x) / 4.0)
+
+    def _moments(self, values: Float, times: int) -> Float:
+        """Return the sums (order_y, order_x) of values times polynomials, to `times` the terms' orders."""
+        # Without matrix products, whose last bits differ between processors.
+        n_y, n_x = times * self._pairs.max(axis=0) + 1
+        along_y = np.stack([(values * self._y[i][:, None]).sum(axis=0) for i in range(n_y)])
+        return np.stack([(along_y * self._x[j]).sum(axis=1) for j in range(n_x)], axis=1)
+
+
+def _terms(mesh_shape: tuple[int, int], degree: int) -> Int:
+    """Return the orders (term, 2) up to a total degree that a mesh can tell apart; the constant first."""
+    n_y, n_x = (min(degree + 1, n) for n in mesh_shape)
+    return np.array([(i, j) for i in range(n_y) for j in range(n_x) if i + j <= degree])
+
+
+def _rms(values: Float) -> float:
+    return float(np.sqrt(np.mean(values**2)))
+
+
+def solve_positive(matrix: Float, right: Float) -> Float:
+    """Return the solution (n,) of a symmetric positive system (n, n), by elimination in a fixed order."""
+    n = len(right)
+    rows = np.column_stack([matrix, right])
+    for k in range(n):
+        rows[k + 1 :, k:] -= (rows[k + 1 :, k] / rows[k, k])[:, None] * rows[k, k:]
+    result = np.zeros(n)
+    for k in reversed(range(n)):
+        result[k] = (rows[k, n] - np.sum(rows[k, k + 1 : n] * result[k + 1 :])) / rows[k, k]
+    return result

@@ -1,0 +1,354 @@
+"""A night's frames solved together: what the lens and the sky give to all of them, and each frame's own gradient.
+
+Differences between frames hold no galaxy, nebula or star, as these stand still: a frame's own part is seen everywhere.
+What the frames share is seen in their mean, whose noise is less, so that fainter light is told from the sky.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from skylevel.errors import NoBackgroundError, ShapeError
+from skylevel.kernels.night_sky import (
+    Background,
+    Bool,
+    Float,
+    Float32,
+    Grid,
+    SurfaceFit,
+    as_background,
+    chebyshev,
+    check_fit,
+    fit_background,
+    fit_surfaces,
+    fit_table,
+    level_error,
+    mesh_of,
+    solve_positive,
+)
+from skylevel.kernels.own_boxes import OwnBoxes
+
+# A box of one frame this many standard deviations from what all frames say counts half.
+_OUTLIER = 4.0
+
+# A box of constant value has no error; no level is known better than this, in the units of the frames.
+_LEAST_ERROR = 0.01
+
+# Times that large objects' shifts between frames are found, and the frames' own parts without them.
+_SHIFT_ROUNDS = 2
+
+# Powers of the squared distance from the frame's centre that make up a vignetting, and the degree of the sky before it.
+_VIGNETTING_POWERS = 4
+_SKY_DEGREE = 3
+
+# Penalty on the sky's curvature in the logarithm, for each box: lets the lens have what both could explain.
+_CURVATURE_RIDGE = 1e-6
+
+# Light that the lens lets through anywhere, of that on its axis, at least.
+_LEAST_LIGHT = 0.05
+
+
+class Night(NamedTuple):
+    """What a night's frames know together.
+
+    Attributes
+    ----------
+    coefficients : ndarray (frame, channel, order_y, order_x) float32
+        Each frame's background, as in `Background`; of a frame that disagrees, its background alone.
+    shared : Background or None
+        The mean of the agreeing frames' backgrounds; None where fewer than two agree.
+    vignetting : ndarray (channel, order_y, order_x) float32
+        Share of the light that the lens lets through, 1 where it is most; coefficients of a `Surface`.
+    gradient : ndarray (frame, channel, 2) float32
+        How the sky before the lens changes from the frame's centre to its edge along y and x, as a share of its level.
+    shift : ndarray (frame, 2) float32
+        How far along y and x the large objects stand from where they are in the mean, in pixels; NaN where a frame
+        disagrees, about 0 where there is no such object.
+    rejected_share : ndarray (frame,) float32
+        Share of a frame's boxes that the night's mean and a gradient of the frame's own do not describe.
+    agrees : ndarray (frame,) bool
+        False where a frame was left to itself.
+    """
+
+    coefficients: Float32
+    shared: Background | None
+    vignetting: Float32
+    gradient: Float32
+    shift: Float32
+    rejected_share: Float32
+    agrees: Bool
+
+    def background(self, frame: int, grid: Grid) -> Float32:
+        """Return a frame's background (channel, mesh_y, mesh_x) float32 at the boxes' centres."""
+        return np.stack([mesh_of(channel, grid) for channel in self.coefficients[frame]])
+
+
+def solve_night(
+    frames: Sequence[OwnBoxes],
+    grid: Grid,
+    *,
+    black_level: float = 0.0,
+    degree: int = 10,
+    own_degree: int = 10,
+    stiffness: float = 1.0,
+    rejection: float = 3.0,
+    tolerance: float = 2e-4,
+    disagreement: float = 0.15,
+) -> Night:
+    """Return a night's backgrounds and vignetting, from the boxes of its frames.
+
+    Parameters
+    ----------
+    frames : sequence of OwnBoxes
+        Of frames of one camera, lens and pointing; arrays (channel, mesh_y, mesh_x). Their order does not matter.
+    grid : Grid
+    black_level : float
+        What a pixel without light reads, in the units of the frames. The vignetting alone depends on it.
+    degree, stiffness, rejection, tolerance
+        As in `fit_background`; the mean of n frames is believed to ``tolerance / sqrt(n)``.
+    own_degree : int
+        Of the surface by which a frame differs from the night's mean.
+    disagreement : float
+        A frame of whose boxes more than this share differ from the mean otherwise is left to itself.
+
+    Returns
+    -------
+    Night
+        Where fewer than two frames agree, all are left to themselves, as by `fit_background`.
+
+    Raises
+    ------
+    NoBackgroundError
+        There is no frame, or a channel of one has no box with a pixel.
+    ShapeError
+        Boxes of a frame are not those of `grid`.
+    SettingsError
+        As of `fit_background`.
+
+    Notes
+    -----
+    Extra memory: 20 bytes for each box of each frame.
+    """
+    _check_alike(frames)
+    single: dict[str, Any] = {"degree": degree, "stiffness": stiffness, "rejection": rejection}
+    for boxes in frames:
+        check_fit(boxes, grid, tolerance=tolerance, **(single | {"degree": min(degree, own_degree)}))
+    own = _own_parts(frames, grid, degree=own_degree, stiffness=stiffness)
+    share = np.array([_rejected_share(boxes, part) for boxes, part in zip(frames, own, strict=True)], np.float32)
+    agrees = _agreeing(share, disagreement)
+    members = [boxes for boxes, agree in zip(frames, agrees, strict=True) if agree]
+    parts = [part for part, agree in zip(own, agrees, strict=True) if agree]
+    together = (
+        _solve_together(members, parts, grid, own_degree=own_degree, tolerance=tolerance, **single) if members else None
+    )
+    own_of = dict(zip(np.flatnonzero(agrees).tolist(), together.own if together else [], strict=True))
+    backgrounds = [
+        _sum(together.shared.coefficients, own_of[k].coefficients)
+        if together and k in own_of
+        else fit_background(boxes, grid, tolerance=tolerance, **single).coefficients
+        for k, boxes in enumerate(frames)
+    ]
+    shift = np.full((len(frames), 2), np.nan, np.float32)
+    if together:
+        shift[agrees] = together.shift * grid.box_size
+    coefficients = np.stack([_padded(background, max(degree, own_degree) + 1) for background in backgrounds])
+    night_sky = coefficients[agrees if agrees.any() else slice(None)].mean(axis=0, dtype=np.float64)
+    lens = np.stack([_vignetting(channel, grid, black_level, degree) for channel in night_sky])
+    gradient = np.stack([_gradients(background, lens, grid, black_level) for background in coefficients])
+    return Night(coefficients, together.shared if together else None, lens, gradient, shift, share, agrees)
+
+
+def _check_alike(frames: Sequence[OwnBoxes]) -> None:
+    """Raise what `solve_night` says of frames that are no night."""
+    if not frames:
+        raise NoBackgroundError("a night without a frame has no background")
+    if len(channels := {len(boxes.level) for boxes in frames}) > 1:
+        raise ShapeError(f"frames of one night have different numbers of channels: {sorted(channels)}")
+
+
+def _own_parts(frames: Sequence[OwnBoxes], grid: Grid, *, degree: int, stiffness: float) -> list[SurfaceFit]:
+    """Return the surface by which each frame differs from the night."""
+    # A mean of skies that move is smooth, a median is not; of what is left without their motion a median is, and no
+    # frame that disagrees is in it.
+    mean = _mean(np.stack([boxes.level for boxes in frames]))
+    moved = [_difference(boxes, mean, grid, degree, stiffness) for boxes in frames]
+    still = np.stack([boxes.level - part.surface for boxes, part in zip(frames, moved, strict=True)])
+    middle = _median(still)
+    return [_difference(boxes, middle, grid, degree, stiffness) for boxes in frames]
+
+
+def _difference(boxes: OwnBoxes, night: Float, grid: Grid, degree: int, stiffness: float) -> SurfaceFit:
+    """Return the surface by which a frame differs from the night.
+
+    Light that stands still is in no difference: boxes are judged alike on both sides, and each by itself, as those that
+    differ are where a star crosses from one into the next.
+    """
+    return fit_surfaces(
+        boxes.level - night, level_error(boxes), grid,
+        degree=degree, stiffness=stiffness, rejection=_OUTLIER, tolerance=0.0, widths=(0.0,), one_sided=False,
+    )  # fmt: skip
+
+
+def _mean(stack: Float32) -> Float:
+    """Return the mean over the first axis of what is not NaN; NaN where all are."""
+    good = np.isfinite(stack)
+    n = good.sum(axis=0)
+    total = np.where(good, stack, 0.0).sum(axis=0)
+    return np.where(n > 0, total / np.maximum(n, 1), np.nan)
+
+
+def _median(stack: Float) -> Float:
+    """Return the median over the first axis of what is not NaN; NaN where all are."""
+    ordered = np.sort(stack, axis=0)
+    n = np.isfinite(ordered).sum(axis=0, keepdims=True)
+    low, high = (np.take_along_axis(ordered, at, axis=0)[0] for at in (np.maximum(n - 1, 0) // 2, n // 2))
+    return np.asarray((low + high) / 2)
+
+
+def _rejected_share(boxes: OwnBoxes, part: SurfaceFit) -> float:
+    return float(np.mean(part.weight[np.isfinite(boxes.level)] < 0.5))
+
+
+def _agreeing(rejected_share: Float32, disagreement: float) -> Bool:
+    """Return which frames agree (frame,): none where it is but one."""
+    agrees = rejected_share <= disagreement
+    return np.asarray(agrees & (agrees.sum() > 1))
+
+
+class _Together(NamedTuple):
+    """The agreeing frames' mean background, the surfaces by which they differ from it, and their shifts in boxes."""
+
+    shared: Background
+    own: list[SurfaceFit]
+    shift: Float
+
+
+def _solve_together(
+    frames: list[OwnBoxes],
+    own: list[SurfaceFit],
+    grid: Grid,
+    *,
+    own_degree: int,
+    degree: int,
+    stiffness: float,
+    rejection: float,
+    tolerance: float,
+) -> _Together:
+    """Return what frames share and how they differ, large objects moved to where they stand in the mean.
+
+    A surface would take the difference between an object and its shifted self for the sky's.
+    """
+    # What a surface cannot follow stays as it is, however many frames there are; what was seen of it does not.
+    believed = tolerance / float(np.sqrt(len(frames)))
+    moved, shift = frames, np.zeros((len(frames), 2))
+    for left in reversed(range(_SHIFT_ROUNDS + 1)):
+        mean, error = _night_mean(moved, own)
+        fit = fit_surfaces(
+            mean, error, grid, degree=degree, stiffness=stiffness, rejection=rejection, tolerance=believed
+        )
+        if not left:
+            break
+        slopes = _slopes(mean, fit)
+        shift = np.stack([_shift(boxes, part, mean, slopes) for boxes, part in zip(frames, own, strict=True)])
+        moved = [_moved(boxes, slopes, by) for boxes, by in zip(frames, shift, strict=True)]
+        own = [_difference(boxes, mean, grid, own_degree, stiffness) for boxes in moved]
+    return _Together(as_background(fit, grid), own, shift)
+
+
+def _slopes(mean: Float, fit: SurfaceFit) -> Float:
+    """Return how large objects' light changes from box to box along y and x (2, channel, mesh_y, mesh_x)."""
+    light = np.where(np.isfinite(mean) & (fit.weight < 0.5), mean - fit.surface, 0.0)
+    slopes = np.zeros((2, *mean.shape))
+    for axis in (1, 2):
+        if mean.shape[axis] > 1:
+            slopes[axis - 1] = np.gradient(light, axis=axis)
+    return slopes
+
+
+def _shift(boxes: OwnBoxes, own: SurfaceFit, mean: Float, slopes: Float) -> Float:
+    """Return how far (2,) a frame's large objects stand from where the mean has them, in boxes."""
+    seen = np.isfinite(boxes.level) & np.isfinite(mean)
+    difference = np.where(seen, boxes.level - own.surface - mean, 0.0)
+    # The steeper the light, the less a shift alone describes it.
+    variance = np.where(seen, level_error(boxes), 1.0) ** 2 + 0.01 * np.sum(slopes**2, axis=0) + _LEAST_ERROR**2
+    weight = np.where(seen, 1.0 / variance, 0.0)
+    matrix = np.array([[np.sum(weight * one * other) for other in slopes] for one in slopes])
+    matrix[np.diag_indices(2)] += 1.0 + 1e-9 * np.trace(matrix)
+    return solve_positive(matrix, -np.array([np.sum(weight * slope * difference) for slope in slopes]))
+
+
+def _moved(boxes: OwnBoxes, slopes: Float, shift: Float) -> OwnBoxes:
+    """Return a frame's boxes with large objects where the mean has them."""
+    return boxes._replace(level=boxes.level + (shift[0] * slopes[0] + shift[1] * slopes[1]).astype(np.float32))
+
+
+def _night_mean(frames: list[OwnBoxes], own: list[SurfaceFit]) -> tuple[Float, Float]:
+    """Return the mean (channel, mesh_y, mesh_x) of frames less their own parts, and its error."""
+    total, weight = np.zeros(frames[0].level.shape), np.zeros(frames[0].level.shape)
+    for boxes, part in zip(frames, own, strict=True):
+        good = np.isfinite(boxes.level)
+        precision = np.where(good, part.weight / np.maximum(level_error(boxes), _LEAST_ERROR) ** 2, 0.0)
+        total += precision * np.where(good, boxes.level - part.surface, 0.0)
+        weight += precision
+    seen = weight > 0
+    weight = np.where(seen, weight, 1.0)
+    return np.where(seen, total / weight, np.nan), np.where(seen, 1.0 / np.sqrt(weight), np.inf)
+
+
+def _padded(coefficients: Float32, n_orders: int) -> Float32:
+    """Return coefficients (channel, order_y, order_x) with zeros up to `n_orders` a side."""
+    missing = n_orders - coefficients.shape[1]
+    return np.pad(coefficients, ((0, 0), (0, missing), (0, missing)))
+
+
+def _sum(shared: Float32, own: Float) -> Float32:
+    """Return the sum of coefficients of different orders."""
+    n_orders = max(shared.shape[1], own.shape[1])
+    return _padded(shared, n_orders) + _padded(own.astype(np.float32), n_orders)
+
+
+def _vignetting(night_sky: Float, grid: Grid, black_level: float, degree: int) -> Float32:
+    """Return a channel's vignetting (order_y, order_x): what of the sky's logarithm depends on the radius alone.
+
+    The sky before the lens is a slope and a curvature; of the curvature, what is the same in all directions is the
+    lens's.
+    """
+    light = _light(night_sky, grid, black_level)
+    v, u = grid.centres(0)[:, None], grid.centres(1)[None, :]
+    (height, width), diagonal = grid.shape, float(np.hypot(*grid.shape))
+    r2 = (v * height / diagonal) ** 2 + (u * width / diagonal) ** 2
+    lens = [r2**power for power in range(1, _VIGNETTING_POWERS + 1)]
+    orders = [(i, j) for i in range(_SKY_DEGREE + 1) for j in range(_SKY_DEGREE + 1 - i)]
+    polynomials = [chebyshev(axis, _SKY_DEGREE + 1) for axis in (v, u)]
+    sky = [polynomials[0][i] * polynomials[1][j] * np.ones_like(r2) for i, j in orders]
+    # Enough to decide between curvatures that the lens and the sky could both have given.
+    ridge = [0.0] * len(lens) + [_CURVATURE_RIDGE * r2.size * (i + j > 1) for i, j in orders]
+    found = _least_squares(lens + sky, np.log(light / light.max()), ridge)
+    dimming = sum(a * term for a, term in zip(found, lens, strict=False))
+    share = np.maximum(np.exp(dimming - np.max(dimming)), _LEAST_LIGHT)
+    return fit_table(share, grid, degree).astype(np.float32)
+
+
+def _light(background: NDArray[np.floating], grid: Grid, black_level: float) -> Float:
+    """Return a channel's background above the black level, above 0 everywhere."""
+    light = mesh_of(background, grid).astype(np.float64) - black_level
+    return np.maximum(light, max(1e-3 * float(light.max()), 1e-30))
+
+
+def _least_squares(terms: list[Float], values: Float, ridge: list[float]) -> Float:
+    """Return the terms' coefficients, with a penalty on their squares."""
+    matrix = np.array([[np.sum(one * other) for other in terms] for one in terms])
+    matrix[np.diag_indices_from(matrix)] += np.array(ridge) + 1e-12 * values.size
+    return solve_positive(matrix, np.array([np.sum(term * values) for term in terms]))
+
+
+def _gradients(background: Float32, lens: Float32, grid: Grid, black_level: float) -> Float32:
+    """Return each channel's slope (channel, 2) along y and x of a frame's sky before the lens, by its level."""
+    slopes = []
+    for channel, vignetting in zip(background, lens, strict=True):
+        sky = _light(channel, grid, black_level) / mesh_of(vignetting, grid)
+        table = np.pad(fit_table(sky, grid, 1), ((0, 1), (0, 1)))
+        slopes.append((table[1, 0] / table[0, 0], table[0, 1] / table[0, 0]))
+    return np.array(slopes, np.float32)
