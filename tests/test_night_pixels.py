@@ -9,12 +9,13 @@ from scenes import RGGB, XTRANS, make_mosaic
 from skylevel.errors import NoBackgroundError, ShapeError
 from skylevel.kernels.night_pixels import divisor_of, level_pixels
 from skylevel.kernels.night_sky import Grid, Surface, mesh_of
+from skylevel.kernels.pattern import ColorPattern
 
 FLAT = {"norms": [1.0, 1.0, 1.0]}
 
 
 def letters_of(pattern):
-    return np.array([list(row) for row in pattern])
+    return ColorPattern.of(pattern)
 
 
 def tables(seed=0, level=1000.0):
@@ -25,7 +26,7 @@ def tables(seed=0, level=1000.0):
 
 
 def surfaces_at_own_pixels(table, pattern, shape):
-    letters = np.tile(letters_of(pattern), [-(-n // len(pattern)) for n in shape])[: shape[0], : shape[1]]
+    letters = np.tile(letters_of(pattern).letters, [-(-n // len(pattern)) for n in shape])[: shape[0], : shape[1]]
     values = [Surface(one, np.arange(shape[1]), shape=shape).at(np.arange(shape[0])) for one in table]
     return np.select([letters == channel for channel in "RGB"], values)
 

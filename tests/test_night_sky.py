@@ -19,6 +19,7 @@ from skylevel.kernels.night_sky import (
     solve_positive,
 )
 from skylevel.kernels.own_boxes import OwnBoxes, measure_boxes
+from skylevel.kernels.pattern import ColorPattern
 from skylevel.kernels.tile import Tile
 
 SHAPE, SIDE = (960, 1200), 24
@@ -29,7 +30,7 @@ def grid_of(shape, side=SIDE):
 
 
 def background_of(mosaic, pattern=RGGB, side=SIDE, **settings):
-    letters = np.array([list(row) for row in pattern])
+    letters = ColorPattern.of(pattern)
     boxes = measure_boxes(Tile.whole(mosaic), letters, box_size=(side, side))
     return fit_background(boxes, grid_of(mosaic.shape, side), **settings)
 
@@ -128,7 +129,7 @@ def test_stiffness_and_degree_hold_the_surface():
 @pytest.mark.parametrize("value", [None, 700])
 def test_tiny_and_constant_frames(shape, value):
     mosaic = make_mosaic(shape, stars=0, hot=0) if value is None else np.full(shape, value, np.uint16)
-    letters = np.array([["M"]])
+    letters = ColorPattern.of(["M"])
     found = fit_background(measure_boxes(Tile.whole(mosaic), letters, box_size=(SIDE, SIDE)), grid_of(shape))
     assert np.isfinite(found.coefficients).all()
     assert found.background.shape == (1, *grid_of(shape).mesh_shape())

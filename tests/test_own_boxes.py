@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from reference import tiled
 from scenes import GRBG, RGGB, XTRANS, make_mosaic, make_mosaic_sky
-from skylevel.kernels.mosaic import channel_names
 from skylevel.kernels.own_boxes import OwnBoxes, measure_boxes
+from skylevel.kernels.pattern import ColorPattern
 from skylevel.kernels.tile import Tile
 
 FOURS = ("RGRG", "GBGB", "RGRG", "GBGB")
@@ -18,7 +18,7 @@ PATTERNS = [RGGB, GRBG, XTRANS, FOURS, ("M",), ("RGB", "GBR")]
 
 
 def letters_of(pattern):
-    return np.array([list(row) for row in pattern])
+    return ColorPattern.of(pattern)
 
 
 def boxes_of(mosaic, pattern=RGGB, side=24, **settings):
@@ -29,8 +29,8 @@ def plain_medians(mosaic, pattern, side):
     """Every channel's median in every box, the long way."""
     letters = tiled(pattern, mosaic.shape)
     n_y, n_x = (-(-n // side) for n in mosaic.shape)
-    levels = np.full((len(channel_names(letters_of(pattern))), n_y, n_x), np.nan)
-    for c, channel in enumerate(channel_names(letters_of(pattern))):
+    levels = np.full((len(letters_of(pattern).channels), n_y, n_x), np.nan)
+    for c, channel in enumerate(letters_of(pattern).channels):
         for y, x in np.ndindex(n_y, n_x):
             box = np.s_[y * side : (y + 1) * side, x * side : (x + 1) * side]
             own = mosaic[box][(letters[box] == channel) & (mosaic[box] != 0) & np.isfinite(mosaic[box])]

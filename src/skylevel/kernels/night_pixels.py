@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skylevel.errors import NoBackgroundError, ShapeError
-from skylevel.kernels.mosaic import Pattern, channel_names
 from skylevel.kernels.night_sky import Float32, Grid, Surface, mesh_of
+from skylevel.kernels.pattern import ColorPattern
 
 # Rows of one phase that are levelled at a time, so that they stay in a core's cache.
 _STRIP_ROWS = 32
@@ -28,7 +28,7 @@ class _Phase(NamedTuple):
 
 def level_pixels(
     mosaic: NDArray[np.number],
-    pattern: Pattern,
+    pattern: ColorPattern,
     background: Float32,
     *,
     divisor: Float32 | None = None,
@@ -43,9 +43,9 @@ def level_pixels(
     ----------
     mosaic : ndarray (y, x)
         The mosaic or a tile of it; not modified.
-    pattern : ndarray (period_y, period_x) of str
+    pattern : ColorPattern
     background : ndarray (channel, order_y, order_x) float32
-        Coefficients, in the order of `channel_names`, as in `night_sky.Background`.
+        Coefficients, in the order of `ColorPattern.channels`, as in `night_sky.Background`.
     divisor : ndarray (channel, order_y, order_x) float32, optional
         Coefficients of the share of light: a night's vignetting, or `divisor_of` a background. None subtracts alone.
     norms : list of float
@@ -71,25 +71,25 @@ def level_pixels(
     -----
     Extra memory: 4 bytes for each pixel of the result, and 44 for each pixel of a row of it.
     """
-    channels = channel_names(pattern)
+    channels = pattern.channels
     if not len(background) == len(norms) == len(channels if divisor is None else divisor) == len(channels):
         raise ShapeError(f"{len(channels)} channels need as many backgrounds, divisors and norms")
     phases = _phases(mosaic.shape, pattern, background, divisor, norms, origin, shape)
     result = np.empty(mosaic.shape, np.float32)
-    step = _STRIP_ROWS * pattern.shape[0]
+    step = _STRIP_ROWS * pattern.period[0]
     # All phases of a strip before the next: every line of the result is in the cache when it is written again.
     for top in range(0, mosaic.shape[0], step):
         for phase in phases:
-            rows = np.arange(top + phase.y, min(top + step, mosaic.shape[0]), pattern.shape[0])
+            rows = np.arange(top + phase.y, min(top + step, mosaic.shape[0]), pattern.period[0])
             if rows.size:
-                here = np.s_[rows[0] : rows[-1] + 1 : pattern.shape[0], phase.x :: pattern.shape[1]]
+                here = np.s_[rows[0] : rows[-1] + 1 : pattern.period[0], phase.x :: pattern.period[1]]
                 result[here] = _levelled(mosaic[here], phase, rows + origin[0], pedestal)
     return result
 
 
 def _phases(
     size: tuple[int, ...],
-    pattern: Pattern,
+    pattern: ColorPattern,
     background: Float32,
     divisor: Float32 | None,
     norms: list[float],
@@ -97,11 +97,11 @@ def _phases(
     shape: tuple[int, int],
 ) -> list[_Phase]:
     """Return what levels each place of the pattern, counted from the tile's first pixel."""
-    local = np.roll(pattern, [-(o % n) for o, n in zip(origin, pattern.shape, strict=True)], (0, 1))
+    local = pattern.seen_from(*origin)
     phases = []
-    for k, channel in enumerate(channel_names(pattern)):
-        for y, x in np.argwhere(local == channel):
-            columns = np.arange(x, size[1], pattern.shape[1]) + origin[1]
+    for k, channel in enumerate(pattern.channels):
+        for y, x in np.argwhere(local.owned(channel)):
+            columns = np.arange(x, size[1], pattern.period[1]) + origin[1]
             below = Surface(background[k], columns, shape=shape)
             share = None if divisor is None else Surface(divisor[k], columns, shape=shape)
             phases.append(_Phase(int(y), int(x), below, share, norms[k]))

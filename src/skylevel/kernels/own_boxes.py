@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from skylevel.kernels.mosaic import Pattern, channel_names
+from skylevel.kernels.pattern import ColorPattern
 from skylevel.kernels.tile import Tile
 
 Float = NDArray[np.float64]
@@ -53,7 +53,7 @@ class OwnBoxes(NamedTuple):
 
 
 def measure_boxes(
-    tile: Tile, pattern: Pattern, *, box_size: tuple[int, int], saturation: float | None = None
+    tile: Tile, pattern: ColorPattern, *, box_size: tuple[int, int], saturation: float | None = None
 ) -> OwnBoxes:
     """Return the level, scatter and count of each channel's own pixels in every box of a tile.
 
@@ -62,7 +62,7 @@ def measure_boxes(
     tile : Tile
         A mosaic (y, x) of any integer or floating type, or a rectangle of it that starts at a box's first pixel and
         ends with a box's last one or at the mosaic's edge; not modified. Value 0 is a gap, as are NaN and infinity.
-    pattern : ndarray (period_y, period_x) of str
+    pattern : ColorPattern
         Repeats over the mosaic from its first pixel.
     box_size : tuple of int
         Sides (y, x) of a box in pixels of the mosaic. Whole periods of the pattern take a third of others' time.
@@ -72,7 +72,7 @@ def measure_boxes(
     Returns
     -------
     OwnBoxes
-        Channels in the order of `channel_names`; boxes at the far edges may be partial.
+        Channels in the order of `ColorPattern.channels`; boxes at the far edges may be partial.
 
     Notes
     -----
@@ -91,14 +91,16 @@ def measure_boxes(
     return OwnBoxes(*fields.reshape(3, fields.shape[1], -1, -(-width // box_size[1])))
 
 
-def _gather(piece: Tile, pattern: Pattern, box_size: tuple[int, int], saturation: float | None) -> Iterator[Pixels]:
+def _gather(
+    piece: Tile, pattern: ColorPattern, box_size: tuple[int, int], saturation: float | None
+) -> Iterator[Pixels]:
     """Copy each channel's own pixels in rows of boxes as an array (box, pixel); what does not count is `_nothing`."""
     pixels = _marked(piece.core_pixels(), saturation)
-    for channel in channel_names(pattern):
-        own = pattern == channel
-        if any(side % period for side, period in zip(box_size, pattern.shape, strict=True)):
+    for channel in pattern.channels:
+        own = pattern.owned(channel)
+        if not pattern.divides(box_size):
             # Such boxes hold different numbers of a channel's pixels: all are taken, and the others' marked.
-            at = (np.arange(c.start, c.stop) % n for c, n in zip(piece.core, pattern.shape, strict=True))
+            at = (np.arange(c.start, c.stop) % n for c, n in zip(piece.core, pattern.period, strict=True))
             yield _boxes([np.where(own[np.ix_(*at)], pixels, _nothing(pixels.dtype))], pixels.shape, box_size, (1, 1))
         else:
             planes = [pixels[y :: own.shape[0], x :: own.shape[1]] for y, x in np.argwhere(own)]
