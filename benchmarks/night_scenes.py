@@ -12,10 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from skylevel.kernels.pattern import ColorPattern
+
 Image = NDArray[np.float32]
 Random = np.random.Generator
 
-PATTERN = np.array([["R", "G"], ["G", "B"]])
+PATTERN = ColorPattern(("RG", "GB"))
 BLACK_LEVEL, WHITE_LEVEL = 512, 16383
 GAIN = 1.2  # electrons per ADU
 READ_NOISE = 4.0  # ADU
@@ -101,7 +103,7 @@ def lens(night: Night) -> Image:
 
 def own_pixels(channel: str) -> list[tuple[slice, slice]]:
     """The channel's pixels, as slices (y, x) of a mosaic."""
-    return [(slice(int(y), None, 2), slice(int(x), None, 2)) for y, x in np.argwhere(channel == PATTERN)]
+    return [(slice(int(y), None, 2), slice(int(x), None, 2)) for y, x in np.argwhere(PATTERN.owned(channel))]
 
 
 class _Field:

@@ -8,7 +8,11 @@ import xarray as xr
 
 from skylevel.kernels.mesh import Clipping, box_statistics, finish_mesh
 from skylevel.level import estimate_channels, level_channels, level_rows
+from skylevel.memory import keep_freed_memory
 from skylevel.recipes import Channels
+
+# As every worker does.
+keep_freed_memory()
 
 
 def rows_frame(path: str) -> xr.Dataset:

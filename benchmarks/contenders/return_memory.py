@@ -1,8 +1,8 @@
 """Imported before skylevel's kernels, it leaves the C library's ways with freed memory as they are."""
 
-from skylevel import allocator
+from skylevel import memory
 
-allocator.keep_freed_memory = lambda: False
+memory.keep_freed_memory = lambda: False
 
 
 def here() -> None:
