@@ -59,13 +59,13 @@ def _taken(url: str, mine: dict[str, Any]) -> bool:
         # Written aside and linked, so that whoever finds it finds all of it.
         path = Path(url)
         new = path.with_name(f".{path.name}.{mine['token']}.tmp")
-        new.write_bytes(text)
         try:
+            new.write_bytes(text)
             os.link(new, path)
         except FileExistsError:
             return False
         finally:
-            new.unlink()
+            new.unlink(missing_ok=True)
         return True
     files, name = file_system(url)
     try:

@@ -258,7 +258,11 @@ def _execute(session: _Session, workers: "_Workers", progress: Progress | None) 
         _collect(session, outcomes, counted(progress, 0, total))
     if combined:
         _execute_groups(session, workers, counted(progress, len(alone), total))
-    describe_program(session.store, session.plan)
+    try:
+        describe_program(session.store, session.plan)
+    except OSError as error:
+        # Such as a full disk: what is measured is stored without it, and the next run writes it.
+        log.warning("%s: names and header facts are not written: %s", session.store.url, error)
 
 
 def _execute_groups(session: _Session, workers: "_Workers", progress: Progress) -> None:
