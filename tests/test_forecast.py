@@ -144,6 +144,7 @@ def test_a_mosaic_too_large_for_a_worker_has_the_same_bits(tmp_path, monkeypatch
         monkeypatch.setattr("skylevel.level.rows.detect_rows", detect_again)
         all_pixels = sl.Rows(positive_only=False)
         again = sl.run([source], tmp_path / "all", client=client, recipe=all_pixels)
+    monkeypatch.undo()
     assert (result.failed, again.failed) == ({}, {})
     # That it went in blocks: one piece is read, not opened.
     assert any("blocks of rows" in text for _, text in result.done[0].steps)

@@ -285,13 +285,13 @@ def measure(
             record.say(job.finding(estimate, exposure.recipe))
     with record.stage("store"):
         # Delayed ones are computed with the arrays: what both are made from is made once.
-        small = {str(name): v.data for name, v in estimate.items() if is_small(v) and is_lazy(v.data)}
+        small = {str(name): v.data for name, v in estimate.items() if is_small(v)}
 
         def write(arrays: list[Chunks]) -> None:
+            later = {name: value for name, value in small.items() if is_lazy(value)}
             writing = [delayed for array in arrays if (delayed := write_chunks(*array)) is not None]
-            if writing or small:
-                computed = compute([*small.values(), *writing])
-                small.update(zip(small, computed, strict=False))
+            if later or writing:
+                small.update(zip(later, compute([*later.values(), *writing]), strict=False))
 
         checksums = store.write_arrays(place, estimate, write)
         if frame.chunks:
