@@ -95,10 +95,10 @@ class Chunks(NamedTuple):
 @functools.lru_cache(maxsize=64)
 def node_arrays(url: str, path: str) -> dict[str, Array]:
     """Return the arrays of a node along `exposure`; opening them takes as long as writing to them."""
-    node = zarr.open_group(f"{url}/{path}", mode="r+", use_consolidated=False)
     # A chunk that holds nothing but the fill value would look like one that was lost.
-    along = ((name, array) for name, array in node.arrays() if _dims(array)[:1] == ("exposure",))
-    return {name: array.with_config({"write_empty_chunks": True}) for name, array in along}
+    with zarr.config.set({"array.write_empty_chunks": True}):
+        node = zarr.open_group(f"{url}/{path}", mode="r+", use_consolidated=False)
+        return {name: array for name, array in node.arrays() if _dims(array)[:1] == ("exposure",)}
 
 
 def _dims(array: Array) -> tuple[str | None, ...]:

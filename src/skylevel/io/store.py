@@ -288,8 +288,9 @@ class ProgramStore:
         """Return some stored arrays of an exposure, lazily, whatever its record says."""
         node = xr.open_zarr(f"{self.url}/{place.node}", consolidated=False, chunks={} if chunked else None)
         shared = [name for name in node.coords if "exposure" not in node[name].dims]
-        kept = node[[*names, *shared]].isel(exposure=place.index)
-        return kept.drop_vars("exposure", errors="ignore").drop_encoding().drop_attrs(deep=False)
+        kept = node[[*names, *shared]].isel(exposure=place.index).drop_vars("exposure", errors="ignore")
+        kept.attrs.clear()
+        return kept
 
     def open_node(self, path: str) -> xr.Dataset:
         """Return all arrays of a node, along `exposure`, lazily."""

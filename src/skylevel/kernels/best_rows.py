@@ -322,7 +322,8 @@ def _row_levels(values: Float32, count: Float32, grid: Grid) -> tuple[Float32, F
     """Mean (y, amplifier) of the cells, by their pixels, and the number of these."""
     shape = grid.rows, grid.amplifiers.count, grid.slots
     total = count.reshape(shape).sum(axis=2)
-    return (values * count).reshape(shape).sum(axis=2) / np.maximum(total, 1), total
+    mean = (values * count).reshape(shape).sum(axis=2) / np.maximum(total, np.float32(1))
+    return mean.astype(np.float32, copy=False), total
 
 
 def _coarse_sums(values: Float32, grid: Grid) -> Float64:
