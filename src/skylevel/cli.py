@@ -193,7 +193,7 @@ def demo(output: str, cluster: str, workers: int | None, quiet: bool) -> int:
 def _recipes(
     recipe: str, preset: str | None, config: Path | None, settings: tuple[str, ...]
 ) -> Mapping[str, Recipe]:
-    """The recipes with a preset, then a file's settings, then single settings applied."""
+    """Return the recipes with a preset, then a file's settings, then single settings applied."""
     names = list(RECIPES) if recipe == "auto" else [recipe]
     made = {name: RECIPES[name]() for name in names}
     if preset:
@@ -345,7 +345,7 @@ def _print_result(result: "ProgramResult") -> int:
 
 
 def _work(result: "ProgramResult") -> str:
-    """Where the workers' time went, and the most memory that one held."""
+    """Return where the workers' time went, and the most memory that one held."""
     seconds: Counter[str] = Counter()
     for record in result.done:
         seconds.update(record.seconds)

@@ -12,7 +12,7 @@ from skylevel.recipes import Recipe, recipe_named
 
 
 def to_toml(recipe: Recipe) -> str:
-    """A recipe as a commented TOML table: above each setting its meaning, unit, allowed values and source."""
+    """Return a recipe as a commented TOML table: above each setting its meaning, unit, allowed values and source."""
     table = tomlkit.table()
     for setting in dataclasses.fields(recipe):
         for line in _comment(setting):

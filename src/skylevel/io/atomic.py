@@ -15,7 +15,7 @@ _MOST_BYTES = 200
 
 
 def aside(path: Path) -> Path:
-    """A name beside `path`, for what is to take its place once it is whole."""
+    """Return a name beside `path`, for what is to take its place once it is whole."""
     return path.with_name(f".{_short(path.name)}.{uuid.uuid4().hex}{_ASIDE}")
 
 

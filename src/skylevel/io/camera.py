@@ -198,7 +198,7 @@ def _libraw(path: str) -> Iterator[Any]:
 
 @contextmanager
 def _source(path: str) -> Iterator[str | IO[bytes]]:
-    """What LibRaw is to open: the path, or the open file where its name is no UTF-8 or not for a terminal.
+    """Give what LibRaw is to open: the path, or the open file where its name is no UTF-8 or not for a terminal.
 
     LibRaw itself says on standard error which file is cut short.
     """

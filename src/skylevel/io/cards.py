@@ -130,7 +130,7 @@ def _is_legal(card: fits.Card) -> bool:
 
 
 def _is_told(image: str) -> bool:
-    """Whether a card says what is its value, if anything. Of any other, readers make what they like."""
+    """Return whether a card says what is its value, if anything. Of any other, readers make what they like."""
     if image.startswith("HIERARCH "):
         return "=" in image
     return image[8:10] == "= " or image.startswith(_COMMENTARY)

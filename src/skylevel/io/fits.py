@@ -161,7 +161,7 @@ def _copy_data(target: IO[bytes], data: StoredData) -> int:
 
 
 def _pieces(stream: IO[bytes], start: int, end: int) -> Iterator[bytes]:
-    """The bytes from `start` to `end`, whole blocks at a time."""
+    """Yield the bytes from `start` to `end`, whole blocks at a time."""
     stream.seek(start)
     for position in range(start, end, BLOCK * 364):
         piece = stream.read(min(BLOCK * 364, end - position))

@@ -224,7 +224,7 @@ def _hdu(text: bytes, start: int, label: str) -> Hdu:
 
 
 def _structure(text: bytes) -> dict[str, str]:
-    """The values, as they are written, of the cards that say what an HDU is and how long.
+    """Return the values, as they are written, of the cards that say what an HDU is and how long.
 
     Of thousands of headers in a program hardly another card is looked at, and astropy takes its time for each.
     """
@@ -249,7 +249,7 @@ def _integer(cards: Mapping[str, str], keyword: str, default: str | None = None)
 
 
 def _text(value: str) -> str:
-    """A quoted value without its quotes and the blanks that follow it."""
+    """Return a quoted value without its quotes and the blanks that follow it."""
     found = _QUOTED.match(value)
     return found.group(1).replace("''", "'").strip() if found else ""
 
@@ -259,7 +259,7 @@ def _is_true(cards: Mapping[str, str], keyword: str) -> bool:
 
 
 def _axes(cards: Mapping[str, str], keyword: str) -> tuple[int, ...]:
-    """The axes in NumPy's order."""
+    """Return the axes in NumPy's order."""
     count = _integer(cards, keyword)
     if not 0 <= count <= _MOST_AXES:
         raise ValueError(f"{keyword} is {count}")

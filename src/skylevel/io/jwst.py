@@ -167,7 +167,7 @@ def peek_of(hdus: Sequence[Hdu], extension: int, source: str) -> tuple[tuple[int
 
 
 def image_hdus(path: str) -> tuple[list[Hdu], int]:
-    """The HDUs of a file, and the index of the one whose image is to be levelled.
+    """Return the HDUs of a file, and the index of the one whose image is to be levelled.
 
     Raises
     ------
@@ -320,7 +320,7 @@ def _require_bounded(header: fits.Header, path: str) -> None:
 
 
 def size_and_field(frame: xr.Dataset) -> str:
-    """One line on the size of an exposure in pixels and on the sky, as the notebook printed it.
+    """Return one line on the size of an exposure in pixels and on the sky, as the notebook printed it.
 
     Where the header has no celestial coordinates, or wrong ones, in pixels alone: levelling needs none.
     """
@@ -476,7 +476,7 @@ def _pixels(hdus: Sequence[Hdu], frame: xr.Dataset, sci: Image) -> Image:
 
 
 def _finite_blocks(sci: RowBlocks, frame: xr.Dataset) -> Iterator[NDArray[Any]]:
-    """The blocks of an image, each held against the pixels that it was made from."""
+    """Yield the blocks of an image, each held against the pixels that it was made from."""
     y = 0
     for block in sci.blocks:
         if not np.isfinite(block).all():

@@ -41,6 +41,6 @@ def filled_memory(byte: int) -> Iterator[bool]:
 
 
 def _asked_for() -> int:
-    """What the user wants of malloc, by glibc's own variable."""
+    """Return what the user wants of malloc, by glibc's own variable."""
     value = os.environ.get("MALLOC_PERTURB_", "0")
     return int(value) if value.isdecimal() else 0

@@ -53,7 +53,7 @@ _CARDS: Mapping[str, tuple[type, tuple[str, ...]]] = {
 
 
 def is_mosaic(hdus: Sequence[Hdu], extension: int) -> bool:
-    """Whether an image's header says that it is a colour-filter mosaic."""
+    """Return whether an image's header says that it is a colour-filter mosaic."""
     pattern = first_value(["BAYERPAT"], _headers(hdus, extension))
     return pattern is not None and str(pattern).strip().upper() not in _MONOCHROME
 
@@ -124,7 +124,7 @@ def _attributes(headers: Sequence[fits.Header]) -> dict[str, Any]:
 
 
 def _color_filter_array(headers: Sequence[fits.Header], n_rows: int, path: str) -> list[str]:
-    """The pattern from the first stored pixel."""
+    """Return the pattern from the first stored pixel."""
     letters = str(first_value(["BAYERPAT"], headers)).strip().upper()
     period = math.isqrt(len(letters))
     if period < 2 or period**2 != len(letters) or not set(letters) <= _COLOURS or len(set(letters)) < 2:

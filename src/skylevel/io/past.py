@@ -26,7 +26,7 @@ _RESAMPLED_NAMES = re.compile(r"jw\d{5}-[a-z]\d+_[tsv]\d+_|.*_i2d\.")
 
 
 def levelled_by(headers: Sequence[fits.Header]) -> str:
-    """The tool that levelled an exposure before, with its version where it is skylevel; empty where none did."""
+    """Return the tool that levelled an exposure before, with its version where it is skylevel; empty where none did."""
     version = first_value(["SKYLEVEL"], headers)
     if version is not None:
         return f"skylevel {version}"
@@ -39,7 +39,7 @@ def levelled_by(headers: Sequence[fits.Header]) -> str:
 
 
 def is_resampled(hdus: Sequence[Hdu], headers: Sequence[fits.Header], path: str) -> bool:
-    """Whether an image was put together from others (``_i2d``): its rows are no detector's rows."""
+    """Return whether an image was put together from others (``_i2d``): its rows are no detector's rows."""
     done = any(str(first_value([keyword], headers)).upper() == "COMPLETE" for keyword in _RESAMPLED_CARDS)
     names = Path(path).name, str(first_value(["FILENAME"], headers))
     return done or any(map(_RESAMPLED_NAMES.match, names)) or bool(_RESAMPLED_HDUS & {hdu.name for hdu in hdus})

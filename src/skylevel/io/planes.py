@@ -162,7 +162,7 @@ def _within(rows: int | slice) -> int | slice:
 
 
 def variable(path: str, extension: int, hdu: Hdu, dtype: np.dtype[Any]) -> xr.Variable:
-    """An HDU's image as a lazy variable.
+    """Return an HDU's image as a lazy variable.
 
     Raises
     ------
@@ -173,7 +173,7 @@ def variable(path: str, extension: int, hdu: Hdu, dtype: np.dtype[Any]) -> xr.Va
 
 
 def image_header(path: str, extension: int, hdu: Hdu) -> fits.Header:
-    """An image's header, legal; of a tile-compressed image, that of the image which was compressed.
+    """Return an image's header, legal; of a tile-compressed image, that of the image which was compressed.
 
     Raises
     ------

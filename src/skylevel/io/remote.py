@@ -29,7 +29,7 @@ _PACKAGES = {"s3": "skylevel[s3]", "s3a": "skylevel[s3]", "http": "aiohttp", "ht
 
 
 def is_remote(url: str) -> bool:
-    """Whether this names a file by URL."""
+    """Return whether this names a file by URL."""
     return "://" in url
 
 
@@ -55,7 +55,7 @@ def _public_link(link: str) -> str:
 
 
 def url_name(url: str) -> str:
-    """The name of the file behind a path or URL, whatever is signed on to it; it may be empty, or no safe name.
+    """Return the name of the file behind a path or URL, whatever is signed on to it; it may be empty, or no safe name.
 
     An archive's download address names its file in the query (``.../file?uri=mast:JWST/product/jw..._cal.fits``).
     """
@@ -69,7 +69,7 @@ def url_name(url: str) -> str:
 
 
 def without_secrets(text: str, url: str = "") -> str:
-    """A message on one line, without what any URL in it, or the given one, gives away."""
+    """Return a message on one line, without what any URL in it, or the given one, gives away."""
     for secret in _secrets(url):
         text = text.replace(secret, "...")
     return printable(" ".join(_URL.sub(lambda found: public_url(found.group()), text).split()))
@@ -91,7 +91,7 @@ def _secrets(url: str) -> list[str]:
 
 
 def file_system(url: str) -> tuple[Any, str]:
-    """The file system behind a path or URL, and the path there.
+    """Return the file system behind a path or URL, and the path there.
 
     It remembers no listing: what is asked for may have been written by another process since.
 
@@ -115,7 +115,7 @@ def file_system(url: str) -> tuple[Any, str]:
 
 
 def _told(error: Exception, url: str) -> OSError:
-    """What a file system said, as a cause that may be shown; whether trying again may help is kept."""
+    """Return what a file system said, as a cause that may be shown; whether trying again may help is kept."""
     if isinstance(error, FileNotFoundError):
         return FileNotFoundError(errno.ENOENT, "there is no such file")
     number = getattr(error, "errno", None)
@@ -125,7 +125,7 @@ def _told(error: Exception, url: str) -> OSError:
 
 @contextmanager
 def local_input(url: str) -> Iterator[Path]:
-    """A path at which an input can be read; a remote one is fetched to a temporary file.
+    """Give a path at which an input can be read; a remote one is fetched to a temporary file.
 
     What is raised about that file within the block names the URL.
 
@@ -158,7 +158,7 @@ def local_input(url: str) -> Iterator[Path]:
 
 @contextmanager
 def local_start(url: str, n_bytes: int) -> Iterator[Path]:
-    """A path at which the start of a remote input can be read; zeros stand for the rest of it.
+    """Give a path at which the start of a remote input can be read; zeros stand for the rest of it.
 
     Raises
     ------
@@ -178,7 +178,7 @@ def local_start(url: str, n_bytes: int) -> Iterator[Path]:
 
 @contextmanager
 def local_output(url: str) -> Iterator[Path]:
-    """A path at which to write an output; a remote one is sent when the block ends without an error.
+    """Give a path at which to write an output; a remote one is sent when the block ends without an error.
 
     Raises
     ------
@@ -215,6 +215,6 @@ def remove_leftovers(urls: Iterable[str]) -> None:
 
 
 def output_exists(url: str) -> bool:
-    """Whether an output is there."""
+    """Return whether an output is there."""
     files, path = file_system(url)
     return bool(files.exists(path))

@@ -201,7 +201,7 @@ def _enlarged(mask: Bool, times: int) -> Bool:
 
 
 def _above(total: Float32, count: Float32, threshold: float, growth: int) -> Bool:
-    """Where smoothed bins stand above their median by a multiple of what they scatter below it, grown."""
+    """Return where smoothed bins stand above their median by a multiple of what they scatter below it, grown."""
     total, count = _tent_smoothed(total), _tent_smoothed(count)
     covered = count > _LEAST_COVERAGE * count.max()
     value = total / np.maximum(count, np.float32(1e-3))

@@ -143,7 +143,7 @@ def _touching_splines(model: CoarseModel, blocks: Bool) -> Bool:
 
 
 def spline_rms(nodes: Bool, heights: Float64, *, noise: float, factor: float = 1.4, floor: float = 0.01) -> Float64:
-    """How high the splines of large sources may be: a multiple of how high they and their neighbours were found.
+    """Return how high the splines of large sources may be: a multiple of how high they and their neighbours were found.
 
     Parameters
     ----------

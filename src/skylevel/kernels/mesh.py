@@ -247,7 +247,7 @@ class _Moments:
 
 
 def _count_finite(values: NDArray[np.number]) -> Int:
-    """How many values of each sorted row are not NaN."""
+    """Return how many values of each sorted row are not NaN."""
     n, width = values.shape
     if not np.isnan(values[:, -1]).any():
         return np.full(n, width, np.intp)

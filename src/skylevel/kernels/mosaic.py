@@ -120,7 +120,7 @@ class _Holes:
     def fill(
         self, phase: NDArray[np.number], weight: Float, near: tuple[Lines, Lines], taps: Float, x: int, *, own: bool
     ) -> Float:
-        """A phase (y, x) of a channel, its pixels near a hole filled anew from what the holes leave of `weight`.
+        """Return a phase (y, x) of a channel, its pixels near a hole filled anew from what the holes leave of `weight`.
 
         `near` is what `along_y` gave; of the channel's own pixels, the holes alone are filled.
         """
@@ -135,7 +135,7 @@ class _Holes:
 
 
 def _within(flags: Bool, reach: int) -> Bool:
-    """Where a flag is set within `reach` places."""
+    """Return where a flag is set within `reach` places."""
     return np.asarray(np.convolve(flags, np.ones(2 * reach + 1, int), mode="same") > 0)
 
 
@@ -157,7 +157,7 @@ def _tap_sum(weights: Float, terms: list[Float]) -> Float:
 
 
 def fill_gaps(tile: Tile, pattern: ColorPattern, *, stddev: float) -> Iterator[tuple[str, Float]]:
-    """Each channel at every pixel of a tile: its own pixels, and a Gaussian-weighted mean of them elsewhere.
+    """Yield each channel at every pixel of a tile: its own pixels, and a Gaussian-weighted mean of them elsewhere.
 
     Parameters
     ----------
@@ -275,7 +275,7 @@ def _axis_weights(core: slice, n: int, period: int, taps: Float) -> list[Float]:
 
 
 def _collapsed(weights: Float) -> Float:
-    """The first column alone where all columns are the same."""
+    """Return the first column alone where all columns are the same."""
     return weights[:, :1] if (weights == weights[:, :1]).all() else weights
 
 
@@ -329,7 +329,7 @@ def channel_statistics(
 def _box_values(
     strip: Tile, pattern: ColorPattern, box_size: tuple[int, int], method: str, stddev: float
 ) -> Iterator[tuple[str, NDArray[np.number], Int | None]]:
-    """What is measured of each channel in rows of boxes: values (box, pixel), and how many zeros do not count."""
+    """Yield what is measured of each channel in rows of boxes: values (box, pixel), and how many zeros do not count."""
     if method == "planes":
         for channel, values in own_values(strip, pattern, box_size):
             yield channel, values, np.count_nonzero(values == 0, axis=1)

@@ -332,7 +332,7 @@ def shape_posterior(
 def _at_steepnesses(
     information: SkyInformation, terms: tuple[tuple[int, int], ...], prior: SkyPrior, level: float
 ) -> tuple[Float64, Float64, Float64]:
-    """Each steepness' probability (steepness,), mean (steepness, term) and inverse covariance."""
+    """Return each steepness' probability (steepness,), mean (steepness, term) and inverse covariance."""
     matrix, vector = information
     rms, weight = _steepnesses(terms, prior)
     precision = 1 / (rms * level) ** 2

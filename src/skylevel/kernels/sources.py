@@ -179,7 +179,7 @@ def _limit(rms: Float32, background: Float32, threshold: float) -> Float32:
 
 
 def connected(detected: Bool, n_pixels: int) -> Bool:
-    """The pixels of `detected` that belong to at least `n_pixels` connected ones (edges and corners connect).
+    """Return the pixels of `detected` that belong to at least `n_pixels` connected ones (edges and corners connect).
 
     Parameters
     ----------

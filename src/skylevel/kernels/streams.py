@@ -283,7 +283,7 @@ def smooth_streams(
     n_steps: int,
     start: Float32 | None = None,
 ) -> Float32:
-    """The most probable streams behind noisy cells with gaps.
+    """Return the most probable streams behind noisy cells with gaps.
 
     Parameters
     ----------
@@ -385,7 +385,7 @@ def row_power(n: int, slots: int, exponent: float) -> Float64:
 
 
 def row_to_row(level: Float32, known: NDArray[np.bool_], *, noise: StreamNoise, slots: int, white: float) -> Float32:
-    """What of the rows' levels changes from row to row as stripes do, and not slowly as a nebula does.
+    """Return what of the rows' levels changes from row to row as stripes do, and not slowly as a nebula does.
 
     Parameters
     ----------

@@ -31,7 +31,7 @@ class Tile:
 
     @classmethod
     def whole(cls, image: NDArray[Any]) -> Self:
-        """An image (y, x) as one tile."""
+        """Return an image (y, x) as one tile."""
         n_y, n_x = image.shape
         return cls(image, (0, 0), (n_y, n_x), (slice(0, n_y), slice(0, n_x)))
 
@@ -55,12 +55,12 @@ class Tile:
             )
 
     def trim(self, result: NDArray[Any]) -> NDArray[Any]:
-        """The rectangle's part of an array that stands for all of `pixels`."""
+        """Return the rectangle's part of an array that stands for all of `pixels`."""
         (rows, columns), (y, x) = self.core, self.origin
         return result[rows.start - y : rows.stop - y, columns.start - x : columns.stop - x]
 
     def core_pixels(self) -> NDArray[Any]:
-        """The rectangle's pixels alone."""
+        """Return the rectangle's pixels alone."""
         return self.trim(self.pixels)
 
     def around(self, margin: tuple[int, int]) -> tuple[NDArray[Any], tuple[slice, slice]]:

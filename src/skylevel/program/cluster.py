@@ -181,7 +181,7 @@ def _slurm(jobs: int) -> Iterator[Client]:
 
 
 def _slurm_cluster() -> Any:
-    """A dask-jobqueue cluster without jobs, by its own configuration."""
+    """Return a dask-jobqueue cluster without jobs, by its own configuration."""
     sigint = signal.getsignal(signal.SIGINT)
     try:
         from dask_jobqueue import SLURMCluster  # noqa: PLC0415 (an optional extra)
@@ -259,7 +259,7 @@ def _queue_states(job_ids: Sequence[str]) -> str:
 
 
 def _last_words(cluster: Any) -> str:
-    """Where a job's own messages are, and the last of them."""
+    """Return where a job's own messages are, and the last of them."""
     for job in cluster.workers.values():
         if not (job.job_id and job.log_directory):
             continue

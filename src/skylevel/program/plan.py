@@ -291,7 +291,7 @@ def _own_file(name: Any) -> str:
 
 
 def expand_inputs(inputs: Iterable[str]) -> Iterator[str]:
-    """The files behind each input, as absolute paths or URLs.
+    """Yield the files behind each input, as absolute paths or URLs.
 
     Raises
     ------
@@ -326,7 +326,7 @@ def partition(exposures: Sequence[Exposure], index: int, count: int) -> list[Exp
 
 
 def summarize(exposures: Sequence[Exposure]) -> Counter[str]:
-    """How many exposures each recipe has."""
+    """Return how many exposures each recipe has."""
     return Counter(exposure.recipe.name for exposure in exposures)
 
 

@@ -456,7 +456,7 @@ def _remember_failure(store: ProgramStore, name: str, reason: str) -> None:
 
 
 def _reason(exposure: Exposure, error: BaseException) -> str:
-    """One line that names the file and the cause."""
+    """Return one line that names the file and the cause."""
     if isinstance(error, KilledWorker):
         return f"{exposure.source}: its worker died each time it was tried, the last time alone (out of memory?)"
     if isinstance(error, SkylevelError):

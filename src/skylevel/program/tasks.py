@@ -134,7 +134,7 @@ class Where(NamedTuple):
 
 
 def is_transient(error: BaseException | None) -> bool:
-    """Whether trying again may help: the error, or what caused it, is a passing one of the system."""
+    """Return whether trying again may help: the error, or what caused it, is a passing one of the system."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in _TRANSIENT:
             return True
