@@ -1,0 +1,159 @@
+"""The public Python, as users of xarray and astropy expect it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import dask.array as da
+import numpy as np
+import pytest
+import xarray as xr
+from astropy import units as u
+from astropy.io import fits
+from astropy.nddata import CCDData, NDData, StdDevUncertainty
+
+import skylevel as sl
+from programs import image_of, write_exposure, write_raw
+from scenes import RGGB, make_frame, make_image, make_mosaic, make_raw_frame
+from skylevel.errors import SettingsError, ShapeError, UnsupportedFrameError
+
+
+def test_every_public_name_is_there() -> None:
+    assert {name for name in sl.__all__ if getattr(sl, name, None) is None} == set()
+    assert set(sl.__all__) <= set(dir(sl))
+
+
+def test_importing_changes_nothing_in_the_process() -> None:
+    """Not how the C library hands out memory, no signal, no environment, no warning filter."""
+    code = """
+import ctypes, os, signal, sys, warnings
+called = []
+ctypes.CDLL = lambda *a, **k: called.append(a)
+before = (dict(os.environ), signal.getsignal(signal.SIGINT))
+import skylevel, skylevel.level, skylevel.kernels.mesh, skylevel.jobs
+skylevel.level_rows, skylevel.open_frame, skylevel.write_frame
+assert (dict(os.environ), signal.getsignal(signal.SIGINT)) == before
+print(len(called))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "0"
+
+
+def test_looking_at_a_program_imports_no_cluster() -> None:
+    code = "import sys, skylevel.program.view as v; print('distributed' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+class TestVariables:
+    def test_have_units_and_names(self, tmp_path: Path) -> None:
+        out = sl.level_rows(sl.open_frame(write_exposure(tmp_path / "a.fits")))
+        for name in ("sci", "row_level", "background", "background_rms"):
+            assert out[name].attrs["units"] == "MJy/sr"
+        assert all(out[name].attrs["long_name"] for name in out.data_vars)
+        raw = sl.level_channels(sl.open_frame(write_raw(tmp_path / "n.dng")))
+        assert {raw[name].attrs["units"] for name in ("sci", "background", "background_rms")} == {"ADU"}
+
+    def test_meshes_stand_at_their_boxes_centres(self) -> None:
+        out = sl.level_rows(make_frame(make_image((120, 140)).image))
+        assert out["mesh_y"].values.tolist() == [24.5, 74.5, 124.5]
+        assert out["background"].attrs["box_size"] == [50, 50]
+        assert out["background"].sel(mesh_y=70, mesh_x=30, method="nearest") == out["background"][1, 0]
+
+
+class TestBackgroundImage:
+    def test_of_rows_is_lazy_and_smooth(self) -> None:
+        frame = make_frame(make_image((230, 240), gradient=0.2, sources=0).image)
+        out = sl.level_rows(frame)
+        image = sl.background_image(out)
+        assert isinstance(image.data, da.Array)
+        assert (image.shape, image.dtype) == ((230, 240), np.float32)
+        centre = image.values[74:76, 74:76].mean()
+        assert abs(centre - float(out["background"][1, 1])) < 0.01
+
+    def test_of_channels_is_what_was_subtracted(self) -> None:
+        frame = make_raw_frame(make_mosaic((240, 260)))
+        out = sl.level_channels(frame, sl.Channels(norms={"R": 1, "G": 1, "B": 1}))
+        np.testing.assert_allclose(sl.background_image(out), frame["raw"] - out["sci"], atol=1e-3)
+
+    def test_of_what_a_program_stored(self, tmp_path: Path) -> None:
+        write_exposure(tmp_path / "in" / "a.fits")
+        sl.run(tmp_path / "in", tmp_path / "out", workers=1)
+        node = sl.open_program(tmp_path / "out")["NRCA1/F200W"].to_dataset()
+        expected = sl.background_image(sl.level_rows(sl.open_frame(tmp_path / "in" / "a.fits").load()))
+        np.testing.assert_array_equal(sl.background_image(node.isel(exposure=0)), expected)
+
+    def test_of_nothing(self) -> None:
+        with pytest.raises(UnsupportedFrameError, match="holds no measured background"):
+            sl.background_image(make_frame())
+
+
+class TestWriteFrame:
+    def test_rows_as_a_run_writes_them(self, tmp_path: Path) -> None:
+        path = write_exposure(tmp_path / "in" / "a.fits")
+        sl.run(path, tmp_path / "out", workers=1)
+        for chunks in (None, {"y": 40}):
+            frame = sl.open_frame(path)
+            sl.write_frame(sl.level_rows(frame if chunks is None else frame.chunk(chunks)), tmp_path / "by_hand.fits")
+            by_hand, by_run = (image_of(p) for p in (tmp_path / "by_hand.fits", tmp_path / "out" / "a_rowbgsub.fits"))
+            assert by_hand.tobytes() == by_run.tobytes()
+            header = fits.getheader(tmp_path / "by_hand.fits")
+            assert (header["SKYRECIP"], header["SKYHASH"]) == ("rows", sl.Rows().hash[:16])
+            names = [hdu[1] for hdu in fits.info(tmp_path / "by_hand.fits", output=False)]
+            assert names == ["PRIMARY", "SCI", "ERR", "DQ"]
+
+    def test_channels_in_one_hdu(self, tmp_path: Path) -> None:
+        path = write_raw(tmp_path / "n.dng")
+        out = sl.level_channels(sl.open_frame(path))
+        sl.write_frame(out, tmp_path / "n.fits", layout="primary")
+        np.testing.assert_array_equal(fits.getdata(tmp_path / "n.fits"), out["sci"])
+
+    def test_what_is_not_levelled_or_not_from_a_file(self, tmp_path: Path) -> None:
+        frame = sl.open_frame(write_exposure(tmp_path / "a.fits"))
+        for other in (frame, xr.Dataset()):
+            with pytest.raises(UnsupportedFrameError, match="only a levelled frame"):
+                sl.write_frame(other, tmp_path / "b.fits")
+        with pytest.raises(SettingsError, match="is the exposure itself"):
+            sl.write_frame(sl.level_rows(frame), tmp_path / "a.fits")
+
+
+class TestArraysAndNDData:
+    IMAGE = make_image((120, 140), seed=5).image
+
+    def test_an_array_comes_back_as_an_array(self) -> None:
+        out = sl.level_rows(self.IMAGE)
+        assert isinstance(out, np.ndarray)
+        np.testing.assert_array_equal(out, sl.level_rows(make_frame(self.IMAGE))["sci"])
+
+    def test_ccddata_comes_back_as_ccddata(self) -> None:
+        error = StdDevUncertainty(np.full(self.IMAGE.shape, 0.02))
+        out = sl.level_rows(CCDData(self.IMAGE, unit=u.MJy / u.sr, uncertainty=error, meta={"DETECTOR": "NRCA1"}))
+        assert isinstance(out, CCDData)
+        assert (out.unit, out.meta["DETECTOR"]) == (u.MJy / u.sr, "NRCA1")
+        assert out.uncertainty is not None
+        np.testing.assert_array_equal(out.data, sl.level_rows(self.IMAGE))
+
+    def test_masked_pixels_do_not_count(self) -> None:
+        mask = np.zeros(self.IMAGE.shape, bool)
+        mask[:, 30:60] = True
+        spoilt = np.where(mask, 50.0, self.IMAGE).astype(np.float32)
+        out = sl.level_rows(NDData(spoilt, mask=mask))
+        expected = sl.level_rows(np.where(mask, np.nan, self.IMAGE))
+        np.testing.assert_array_equal(out.data[~mask], expected[~mask])
+        assert np.isfinite(out.data[mask]).all()
+
+    def test_a_mosaic_with_its_pattern(self) -> None:
+        raw = make_mosaic((240, 260))
+        out = sl.level_channels(raw, color_filter_array=RGGB)
+        np.testing.assert_array_equal(out, sl.level_channels(make_raw_frame(raw))["sci"])
+        with pytest.raises(UnsupportedFrameError, match="no color_filter_array"):
+            sl.level_channels(raw)
+
+    def test_an_image_has_two_dimensions(self) -> None:
+        with pytest.raises(ShapeError, match=r"two dimensions \(y, x\), this one 3"):
+            sl.level_rows(np.zeros((2, 3, 4)))
+
+
+def test_an_unknown_option_of_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="unknown option 'overwite'; known: layout, keep, overwrite, progress"):
+        sl.run(tmp_path, tmp_path / "out", overwite=True)
