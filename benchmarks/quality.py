@@ -12,9 +12,9 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from nircam_scenes import BORDER, KINDS, N_AMPLIFIERS, SIZE, Exposure, make_exposure, make_group
 from threadpoolctl import threadpool_limits
 
-from scenes import BORDER, KINDS, N_AMPLIFIERS, SIZE, Exposure, make_exposure, make_group
 from skylevel.kernels.amplifiers import amplifier_layout
 from skylevel.kernels.best_rows import measure_streams, subtract_levels
 from skylevel.kernels.group_rows import combine_group, relevel
