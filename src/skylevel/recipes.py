@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, TypedDict, Unpack
 
 from skylevel.errors import SettingsError
 from skylevel.version import __version__
@@ -31,23 +31,22 @@ PHOTUTILS_DEFAULT = "photutils Background2D's default, as in the notebook"
 CHANNELS_NOTEBOOK = "notebook: Background subtraction of camera raw frames"
 
 
-def about(
-    doc: str,
-    *,
-    source: str,
-    decides: Decides,
-    unit: str = "",
-    low: float = -math.inf,
-    high: float = math.inf,
-    above: float = -math.inf,
-    odd: bool = False,
-    choices: tuple[str, ...] = (),
-) -> dict[str, Any]:
+class Allowed(TypedDict, total=False):
+    """What a setting may be: a number from `low` to `high`, above `above`, or odd; one of `choices`."""
+
+    low: float
+    high: float
+    above: float
+    odd: bool
+    choices: tuple[str, ...]
+
+
+_ANYTHING: Allowed = {"low": -math.inf, "high": math.inf, "above": -math.inf, "odd": False, "choices": ()}
+
+
+def about(doc: str, *, source: str, decides: Decides, unit: str = "", **allowed: Unpack[Allowed]) -> dict[str, Any]:
     """Return the metadata of a recipe's field: what it means, what it may be, and what it decides."""
-    return {
-        "doc": doc, "source": source, "decides": decides, "unit": unit,
-        "low": low, "high": high, "above": above, "odd": odd, "choices": choices,
-    }  # fmt: skip
+    return {"doc": doc, "source": source, "decides": decides, "unit": unit, **_ANYTHING, **allowed}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
