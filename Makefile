@@ -10,7 +10,7 @@ OWN = $(shell $(BIN)/python -c 'import sys; print("{}.{}".format(*sys.version_in
 # Modules and classes stay whole, for what their tests share is slow to make.
 QUICK = -m "not slow" -p no:benchmark --numprocesses 2 --dist loadscope
 
-.PHONY: demo test test-pythons test-lowest lint bench clean
+.PHONY: demo test test-pythons test-lowest lint fuzz bench clean
 
 demo: $(VENV)/.ready
 	$(BIN)/skylevel demo
@@ -41,6 +41,10 @@ lint: $(VENV)/.ready
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/shellcheck deploy/slurm/*.sbatch .ci/run .ci/python
+
+# Readers against damaged files, for ten minutes.
+fuzz: $(VENV)/.ready
+	SKYLEVEL_FUZZ_SECONDS=600 $(BIN)/python -m pytest tests/test_fuzz.py
 
 bench: $(VENV)/.ready
 	$(BIN)/python benchmarks/run.py
