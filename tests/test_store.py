@@ -234,6 +234,8 @@ class TestAnyClient:
         np.testing.assert_array_equal(node["row_level"][1], rows["row_level"])
         assert node["row_level"][0].isnull().all()
         assert node["date_obs"].values.tolist() == ["", "2024-01-01", ""]
+        assert {"exposure", "date_obs", "exposure_time"} <= set(node.coords)
+        assert set(read(store).coords) == {"mesh_y", "mesh_x"}
         assert json.loads(str(node["record"].values[1]))["name"] == "b"
         assert [str(text) for text in node["record"].values[[0, 2]]] == ["", ""]
 

@@ -167,6 +167,8 @@ class ProgramStore:
         every = [*facts, *[{}] * count][:count]
         names = dict.fromkeys(name for some in every for name, value in some.items() if value is not None)
         write_facts(node, {name: [some.get(name) for some in every] for name in names}, attrs)
+        # As CF says it, and as xarray reads it.
+        node.attrs["coordinates"] = " ".join(names)
         for name in attrs.keys() - names.keys():
             if name in node and dict(node[name].attrs) != {**node[name].attrs, **attrs[name]}:
                 node[name].attrs.update(attrs[name])
@@ -288,7 +290,8 @@ class ProgramStore:
         """Return some stored arrays of an exposure, lazily, whatever its record says."""
         node = xr.open_zarr(f"{self.url}/{place.node}", consolidated=False, chunks={} if chunked else None)
         shared = [name for name in node.coords if "exposure" not in node[name].dims]
-        kept = node[[*names, *shared]].isel(exposure=place.index).drop_vars("exposure", errors="ignore")
+        told = [name for name in node.coords if "exposure" in node[name].dims]
+        kept = node[[*names, *shared]].isel(exposure=place.index).drop_vars(told)
         kept.attrs.clear()
         return kept
 

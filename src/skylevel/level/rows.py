@@ -99,17 +99,12 @@ def subtract_rows(frame: xr.Dataset, estimate: xr.Dataset) -> xr.DataArray:
 
 
 def stripe_dim(frame: xr.Dataset, recipe: Rows) -> str:
-    """Return the dimension whose every index has a level: "y" for horizontal stripes, "x" for vertical ones."""
-    return stripe_dim_of(frame.attrs.get("fast_axis"), recipe)
-
-
-def stripe_dim_of(fast_axis: int | None, recipe: Rows) -> str:
-    """Return the same from the header's FASTAXIS alone.
+    """Return the dimension whose every index has a level: "y" for horizontal stripes, "x" for vertical ones.
 
     Stripes run along the detector's fast axis, which is x for FASTAXIS = 1 or -1 and y for 2 or -2.
     """
     if recipe.axis == "auto":
-        return "x" if abs(fast_axis or 1) == 2 else "y"
+        return "x" if abs(frame.attrs.get("fast_axis", 1)) == 2 else "y"
     return {"rows": "y", "columns": "x"}[recipe.axis]
 
 
