@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Concatenate, NamedTuple, ParamSpec
 
-import dask
 import tenacity
 import xarray as xr
 from threadpoolctl import ThreadpoolController
@@ -27,7 +26,7 @@ from skylevel.io.records import is_small, small_values
 from skylevel.io.remote import local_input, local_output
 from skylevel.io.store import ProgramStore
 from skylevel.jobs import Measured, Writing
-from skylevel.level.arrays import is_lazy, write_chunks
+from skylevel.level.arrays import compute_here, is_lazy, write_chunks
 from skylevel.memory import keep_freed_memory, peak_memory
 from skylevel.program.ledger import Steps
 from skylevel.program.plan import Exposure
@@ -109,10 +108,6 @@ class Record:
     def metrics(self) -> dict[str, Any]:
         """Return the times and peaks as the store keeps them."""
         return {"seconds": self.seconds, "peaks_mib": self.peaks_mib}
-
-
-def _here(delayed: list[Any]) -> Sequence[Any]:
-    return dask.compute(*delayed, scheduler="synchronous")
 
 
 class Where(NamedTuple):
@@ -257,7 +252,12 @@ def in_blocks(frame: xr.Dataset, exposure: Exposure) -> xr.Dataset:
 
 
 def measure(
-    exposure: Exposure, frame: xr.Dataset, store: ProgramStore, record: Record, steps: Steps, compute: Compute = _here
+    exposure: Exposure,
+    frame: xr.Dataset,
+    store: ProgramStore,
+    record: Record,
+    steps: Steps,
+    compute: Compute = compute_here,
 ) -> Leveling:
     """Measure a frame, and store what was measured.
 
