@@ -645,16 +645,19 @@ class TestTrials:
 @pytest.mark.slow
 def test_a_program_on_s3(program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Inputs, store and outputs in a bucket; and what this process listed before is not taken for what is there now."""
-    pytest.importorskip("s3fs")
+    s3fs = pytest.importorskip("s3fs")
     server = pytest.importorskip("moto.server").ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
     for name, value in {"ENDPOINT_URL": f"http://{host}:{port}", "ACCESS_KEY_ID": "testing",
                         "SECRET_ACCESS_KEY": "testing", "DEFAULT_REGION": "us-east-1"}.items():  # fmt: skip
         monkeypatch.setenv(f"AWS_{name}", value)
+    # An earlier test's file system would go on without these credentials.
+    s3fs.S3FileSystem.clear_instance_cache()
     try:
         _run_on_s3(program, tmp_path)
     finally:
+        s3fs.S3FileSystem.clear_instance_cache()
         server.stop()
 
 

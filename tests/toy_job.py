@@ -37,10 +37,12 @@ class MedianJob:
     products: ClassVar[Mapping[str, Product]] = {"levelled": Product("{stem}_median.fits", write_levelled)}
     bytes_per_pixel = 12
     stored_bytes_per_pixel = 0.0
-    in_blocks = False
 
     def copied_bytes(self, size: int, facts: Facts, layout: str) -> int:
         return 0
+
+    def block_rows(self, recipe: Median) -> None:
+        return None
 
     def describe(self, frame: xr.Dataset) -> str:
         return "an exposure"

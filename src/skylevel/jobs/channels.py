@@ -26,12 +26,13 @@ class ChannelsJob(Alone):
     # Sensor, its copy, and what is written; rounded up from measurements.
     bytes_per_pixel = 10
     stored_bytes_per_pixel = 0.0
-    # LibRaw unpacks a raw in one piece.
-    in_blocks = False
 
     def copied_bytes(self, size: int, facts: Facts, layout: str) -> int:  # noqa: ARG002
         """Nothing of a raw is copied."""
         return 0
+
+    def block_rows(self, recipe: Channels) -> None:
+        """LibRaw unpacks a raw in one piece."""
 
     def describe(self, frame: xr.Dataset) -> str:
         """Return size and pattern."""

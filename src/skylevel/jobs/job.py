@@ -121,8 +121,6 @@ class Job(Protocol):
         Of a worker's memory for a frame, with what is measured and the copy that is written.
     stored_bytes_per_pixel : float
         In the store.
-    in_blocks : bool
-        Whether a frame larger than a worker can be done in blocks.
     """
 
     recipe: ClassVar[type[Recipe]]
@@ -131,10 +129,12 @@ class Job(Protocol):
     products: ClassVar[Mapping[str, Product]]
     bytes_per_pixel: int
     stored_bytes_per_pixel: float
-    in_blocks: bool
 
     def copied_bytes(self, size: int, facts: Facts, layout: str) -> int:
         """Return how many bytes of a file of `size` bytes its levelled file keeps as they are."""
+
+    def block_rows(self, recipe: Any) -> int | None:
+        """Return what the rows of a block are a multiple of, for a frame larger than a worker; None: not in blocks."""
 
     def describe(self, frame: xr.Dataset) -> str:
         """Return one line on a frame."""

@@ -42,11 +42,14 @@ class RowsJob(Alone):
     bytes_per_pixel = 12
     # A compressed mask.
     stored_bytes_per_pixel = 0.5
-    in_blocks = True
 
     def copied_bytes(self, size: int, facts: Facts, layout: str) -> int:
         """All HDUs but the image's, in the full layout."""
         return max(size - _FITS_BYTES * facts.n_pixels, 0) if layout == "full" else 0
+
+    def block_rows(self, recipe: Rows) -> int:
+        """Boxes stay whole."""
+        return recipe.box_size
 
     def describe(self, frame: xr.Dataset) -> str:
         """Return size and field of view."""

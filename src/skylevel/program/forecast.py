@@ -99,8 +99,8 @@ def require_possible(exposure: Exposure, needed: int, available: int) -> None:
         With the numbers and what to do.
     """
     why = None
-    if not exposure.job.in_blocks:
-        why = "a camera raw is levelled in one piece"
+    if exposure.job.block_rows(exposure.recipe) is None:
+        why = f"the job {exposure.recipe.name!r} levels a frame in one piece"
     elif is_remote(exposure.source) or exposure.source.endswith(".gz"):
         why = "only an uncompressed local file can be read in blocks"
     elif list(exposure.outputs) != ["levelled"]:

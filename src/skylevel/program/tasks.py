@@ -244,9 +244,9 @@ def read_frame(path: Path, exposure: Exposure) -> xr.Dataset:
 
 
 def in_blocks(frame: xr.Dataset, exposure: Exposure) -> xr.Dataset:
-    """Return a frame as Dask arrays, in blocks of rows of whole boxes: none waits for another's pixels."""
+    """Return a frame as Dask arrays, in blocks of as many rows as its job allows: none waits for another's pixels."""
     image = frame[exposure.job.variable]
-    side = getattr(exposure.recipe, "box_size", 1)
+    side = exposure.job.block_rows(exposure.recipe) or 1
     rows = max(_BLOCK_BYTES // (image.dtype.itemsize * image.sizes["x"]) // side, 1) * side
     return frame.chunk({"y": rows, "x": -1})
 
