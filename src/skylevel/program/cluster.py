@@ -1,9 +1,13 @@
 """Where to run: this machine, a scheduler's address, or SLURM."""
 
+import importlib.util
 import logging
 import math
+import os
 import signal
+import stat
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -13,8 +17,9 @@ from typing import Any
 import dask
 from dask.system import CPU_COUNT
 from dask.utils import parse_timedelta
-from distributed import Client, LocalCluster, Security, Status, WorkerPlugin
+from distributed import Client, LocalCluster, Security, Status
 from distributed.comm import get_address_host_port
+from distributed.utils import LoopRunner
 
 from skylevel.errors import ClusterError
 from skylevel.program.tasks import require_version
@@ -36,6 +41,10 @@ LOCAL_SETTINGS = {
     "distributed.worker.profile.interval": "200 ms",
     "distributed.worker.profile.cycle": "5 s",
     "distributed.worker.memory.monitor-interval": "250 ms",
+    # What a browser on this machine may look at; nothing of it changes anything.
+    "distributed.scheduler.http.routes": [
+        f"distributed.http.{page}" for page in ("scheduler.info", "scheduler.json", "health", "statics")
+    ],
 }
 _CONNECT_TIMEOUT = "20 s"
 _FIRST_WORKER_TIMEOUT = "120 s"
@@ -119,27 +128,74 @@ def worker_memory(client: Client) -> int:
 def _local(workers: int | None, n_exposures: int) -> Iterator[Client]:
     n_workers = max(1, min(workers or CPU_COUNT, n_exposures))
     with (
-        dask.config.set(SCHEDULER_SETTINGS | LOCAL_SETTINGS),
-        LocalCluster(
+        dask.config.set(SCHEDULER_SETTINGS | LOCAL_SETTINGS | {"temporary-directory": private_folder()}),
+        _loop_deaf_to_interrupts() as loop,
+        _local_cluster(n_workers, loop) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        log.info("%d workers on this machine%s", n_workers, _dashboard(client))
+        yield client
+
+
+def _local_cluster(n_workers: int, loop: Any) -> LocalCluster:
+    """Start processes on the loopback, which speak to nobody but those that have this run's own certificate.
+
+    Every user of this machine reaches the loopback, and whoever reaches a scheduler or worker runs code as its owner.
+    """
+    try:
+        return LocalCluster(
             n_workers=n_workers,
             threads_per_worker=1,
             processes=True,
             host="127.0.0.1",
+            security=Security.temporary(),
             dashboard_address="127.0.0.1:0",
             silence_logs=logging.CRITICAL,
-        ) as cluster,
-        Client(cluster, set_as_default=False) as client,
-    ):
-        client.register_plugin(_DeafToInterrupts())
-        log.info("%d workers on this machine; dashboard %s", n_workers, client.dashboard_link)
-        yield client
+            loop=loop,
+        )
+    except (OSError, RuntimeError, MemoryError) as error:
+        raise ClusterError(f"cannot start {n_workers} workers on this machine: {_cause(error)}") from error
 
 
-class _DeafToInterrupts(WorkerPlugin):
-    """Ctrl-C, which a terminal sends to every process, is for the driver alone, which ends its workers in order."""
+@contextmanager
+def _loop_deaf_to_interrupts() -> Iterator[Any]:
+    """Give an event loop whose workers never see Ctrl-C.
 
-    def setup(self, worker: Any) -> None:  # noqa: ARG002 (what Dask calls)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    A terminal sends it to every process, and it is for the driver alone, which ends its workers in order. A process
+    begins with the signals blocked that the thread blocked which started it.
+    """
+    runner = LoopRunner()
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        runner.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+    try:
+        yield runner.loop
+    finally:
+        runner.stop()
+
+
+def private_folder() -> str:
+    """Return a folder for temporary files that no other user can enter or take the place of.
+
+    What a worker has no memory for it writes there, and reads again as code would be read. The folder is this user's,
+    and stays: Dask removes what killed workers left in it.
+    """
+    parent = Path(dask.config.get("temporary-directory", None) or tempfile.gettempdir())
+    folder = parent / f"skylevel-{os.getuid()}"
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    found = folder.lstat()
+    if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077:
+        return str(folder)
+    # Somebody else was there first.
+    return tempfile.mkdtemp(prefix="skylevel-", dir=parent)
+
+
+def _dashboard(client: Client) -> str:
+    """Return where a browser sees what goes on; empty where Bokeh is missing, without which no page answers."""
+    return f"; dashboard {client.dashboard_link}" if importlib.util.find_spec("bokeh") else ""
 
 
 @contextmanager
@@ -151,7 +207,9 @@ def _existing(address: str) -> Iterator[Client]:
     except (OSError, ValueError) as error:
         raise ClusterError(f"{address}: no scheduler answers: {error}") from error
     with client:
-        log.info("scheduler %s; dashboard %s", address, client.dashboard_link)
+        log.info("scheduler %s%s", address, _dashboard(client))
+        if address.startswith("tcp://"):
+            log.warning("%s is open: whoever reaches it can run code as its owner; tls:// lets nobody else in", address)
         yield client
 
 
@@ -171,7 +229,7 @@ def _slurm(jobs: int) -> Iterator[Client]:
     ):
         try:
             _submit(cluster, jobs)
-            log.info("SLURM, jobs submitted: %d; dashboard %s", len(_job_ids(cluster)), client.dashboard_link)
+            log.info("SLURM, jobs submitted: %d%s", len(_job_ids(cluster)), _dashboard(client))
             _await_first_job(cluster, client)
             # As many as were asked for, all along: adapting replaces the jobs that are lost.
             cluster.adapt(minimum_jobs=jobs, maximum_jobs=jobs, interval="2 s")
@@ -272,3 +330,10 @@ def _last_words(cluster: Any) -> str:
 
 def _one_line(error: object) -> str:
     return " ".join(str(error).split())
+
+
+def _cause(error: BaseException) -> str:
+    """Return what was at the bottom of an error, which Dask wraps."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return _one_line(error) or type(error).__name__
