@@ -9,8 +9,9 @@ from skylevel.interrupts import stop_at_once, stop_where_nothing_else_can
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer
     from typing import TextIO
+
+    from _typeshed import ReadableBuffer
 
 
 def main() -> None:
@@ -27,8 +28,10 @@ def main() -> None:
         sys.stderr.write(f"skylevel: standard output: {lost.strerror}: not all was printed\n")
         status = status or cli.FAILED
     sys.stderr.flush()
-    # Not left to the interpreter: while it ends, a signal would still find it, and a thread could keep it.
-    atexit._run_exitfuncs()
+    # Not left to the interpreter: while it ends, a signal would still find it, and a thread could keep it. Where a
+    # signal ended the work, what was half begun is not ended politely: it ends with this process.
+    if status < 128:
+        atexit._run_exitfuncs()
     os._exit(status)
 
 

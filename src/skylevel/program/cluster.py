@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +165,7 @@ def _loop_deaf_to_interrupts() -> Iterator[Any]:
     A terminal sends it to every process, and it is for the driver alone, which ends its workers in order. A process
     begins with the signals blocked that the thread blocked which started it.
     """
+    _start_resource_tracker()
     runner = LoopRunner()
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -174,6 +176,22 @@ def _loop_deaf_to_interrupts() -> Iterator[Any]:
         yield runner.loop
     finally:
         runner.stop()
+
+
+def _start_resource_tracker() -> None:
+    """Start Python's tracker of semaphores, which the first process to be started would start too.
+
+    That would unblock Ctrl-C. The tracker removes what a killed driver leaves, and need not say so.
+    """
+    before = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, (before, "ignore:resource_tracker")))
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        if before is None:
+            del os.environ["PYTHONWARNINGS"]
+        else:
+            os.environ["PYTHONWARNINGS"] = before
 
 
 def private_folder() -> str:
@@ -333,7 +351,12 @@ def _one_line(error: object) -> str:
 
 
 def _cause(error: BaseException) -> str:
-    """Return what was at the bottom of an error, which Dask wraps."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return _one_line(error) or type(error).__name__
+    """Return what was at the bottom of an error, which Dask wraps: what the system said, where it said something."""
+    chain: list[BaseException] = []
+    below: BaseException | None = error
+    while below is not None:
+        chain.append(below)
+        below = below.__cause__ or below.__context__
+    told = [each for each in chain if isinstance(each, OSError) and each.errno]
+    bottom = (told or chain)[-1]
+    return _one_line(bottom) or type(bottom).__name__
