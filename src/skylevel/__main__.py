@@ -13,6 +13,10 @@ if TYPE_CHECKING:
 
     from _typeshed import ReadableBuffer
 
+_FAILED, _WRONG = 1, 2
+# How systems say that there is no memory or thread left: for a library, for Python, for an array.
+_NO_ROOM = ("failed to map segment", "cannot allocate memory", "Cannot allocate memory", "can't start new thread")
+
 
 def main() -> None:
     """Run the command line in this process, which ends with its status."""
@@ -20,19 +24,31 @@ def main() -> None:
     sys.unraisablehook = stop_where_nothing_else_can
     _open_standard_streams()
     sys.stdout, sys.stderr = _Lenient.over(sys.stdout, 1), _Lenient.over(sys.stderr, 2)
-    from skylevel import cli  # noqa: PLC0415 (only now is it known what to do with a signal)
-
-    status = cli.run_command()
+    status = _status()
     sys.stdout.flush()
     if isinstance(sys.stdout, _Lenient) and (lost := sys.stdout.lost):
         sys.stderr.write(f"skylevel: standard output: {lost.strerror}: not all was printed\n")
-        status = status or cli.FAILED
+        status = status or _FAILED
     sys.stderr.flush()
     # Not left to the interpreter: while it ends, a signal would still find it, and a thread could keep it. Where a
     # signal ended the work, what was half begun is not ended politely: it ends with this process.
     if status < 128:
         atexit._run_exitfuncs()
     os._exit(status)
+
+
+def _status() -> int:
+    """Run the command, and return the status to end with; where the system leaves it no room, say so in one line."""
+    try:
+        from skylevel.cli import run_command  # noqa: PLC0415 (only now is it known what to do with a signal)
+
+        return run_command()
+    except (ImportError, MemoryError, RuntimeError) as error:
+        text = " ".join(str(error).split())
+        if not (isinstance(error, MemoryError) or any(words in text for words in _NO_ROOM)):
+            raise
+        sys.stderr.write(f"skylevel: this process may have no more: {text or 'out of memory'}; see 'ulimit -a'\n")
+        return _WRONG
 
 
 class _Lenient(io.TextIOWrapper):

@@ -61,9 +61,6 @@ def run_command() -> int:
     except OSError as error:
         # Such as an output folder that cannot be made.
         errors.print(f"skylevel: {' '.join(str(error).split())}", markup=False)
-    except (ImportError, MemoryError) as error:
-        # Such as a limit on memory that leaves no room for what is imported.
-        errors.print(f"skylevel: cannot begin: {' '.join(str(error).split()) or 'out of memory'}", markup=False)
     return WRONG
 
 

@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import signal
+import socket
 import stat
 import subprocess
 import tempfile
@@ -49,6 +50,9 @@ LOCAL_SETTINGS = {
 }
 _CONNECT_TIMEOUT = "20 s"
 _FIRST_WORKER_TIMEOUT = "120 s"
+_LOOPBACK = "127.0.0.1"
+_NOT_STARTED = (ImportError, MemoryError, OSError, RuntimeError)
+_CANNOT_START = "cannot start workers on this machine"
 _SQUEUE_EVERY = (1.0, 30.0)
 
 
@@ -139,23 +143,45 @@ def _local(workers: int | None, n_exposures: int) -> Iterator[Client]:
 
 
 def _local_cluster(n_workers: int, loop: Any) -> LocalCluster:
+    """Start workers on this machine; once more where one of them ended on the way, as one that is killed does."""
+    _require_loopback()
+    try:
+        return _start_local(n_workers, loop)
+    except _NOT_STARTED as error:
+        if not _ended_on_the_way(error):
+            raise ClusterError(f"{_CANNOT_START}: {_cause(error)}") from error
+    log.warning("a worker ended while it was started; starting again")
+    try:
+        return _start_local(n_workers, loop)
+    except _NOT_STARTED as error:
+        cause = "a worker ends while it is started (out of memory?)" if _ended_on_the_way(error) else _cause(error)
+        raise ClusterError(f"{_CANNOT_START}: {cause}") from error
+
+
+def _start_local(n_workers: int, loop: Any) -> LocalCluster:
     """Start processes on the loopback, which speak to nobody but those that have this run's own certificate.
 
     Every user of this machine reaches the loopback, and whoever reaches a scheduler or worker runs code as its owner.
     """
+    return LocalCluster(
+        n_workers=n_workers,
+        threads_per_worker=1,
+        processes=True,
+        host=_LOOPBACK,
+        security=Security.temporary(),
+        dashboard_address=f"{_LOOPBACK}:0",
+        silence_logs=logging.CRITICAL,
+        loop=loop,
+    )
+
+
+def _require_loopback() -> None:
+    """See that the loopback answers; workers would try for a minute before they said so."""
     try:
-        return LocalCluster(
-            n_workers=n_workers,
-            threads_per_worker=1,
-            processes=True,
-            host="127.0.0.1",
-            security=Security.temporary(),
-            dashboard_address="127.0.0.1:0",
-            silence_logs=logging.CRITICAL,
-            loop=loop,
-        )
-    except (OSError, RuntimeError, MemoryError) as error:
-        raise ClusterError(f"cannot start {n_workers} workers on this machine: {_cause(error)}") from error
+        with socket.create_server((_LOOPBACK, 0)) as server, socket.create_connection(server.getsockname(), timeout=5):
+            pass
+    except OSError as error:
+        raise ClusterError(f"{_CANNOT_START}: its loopback interface does not answer: {error}") from error
 
 
 @contextmanager
@@ -352,11 +378,16 @@ def _one_line(error: object) -> str:
 
 def _cause(error: BaseException) -> str:
     """Return what was at the bottom of an error, which Dask wraps: what the system said, where it said something."""
-    chain: list[BaseException] = []
-    below: BaseException | None = error
-    while below is not None:
-        chain.append(below)
-        below = below.__cause__ or below.__context__
-    told = [each for each in chain if isinstance(each, OSError) and each.errno]
-    bottom = (told or chain)[-1]
-    return _one_line(bottom) or type(bottom).__name__
+    chain = _chain(error)
+    bottom = [each for each in chain if isinstance(each, OSError) and each.errno] or chain
+    return _one_line(bottom[-1]) or type(bottom[-1]).__name__
+
+
+def _ended_on_the_way(error: BaseException) -> bool:
+    """Return whether a worker's process ended before it answered, in Dask's words."""
+    return any("failed to start worker process" in str(each) for each in _chain(error))
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    below = error.__cause__ or error.__context__
+    return [error, *(_chain(below) if below else [])]
