@@ -465,7 +465,7 @@ def _collect(session: _Session, outcomes: Iterable[Outcome], progress: Progress)
 
 
 def _collect_record(session: _Session, exposure: Exposure, record: Record) -> None:
-    for when, text in record.steps:
+    for when, text in record.messages:
         _log_at(when, logging.INFO, f"{exposure.name}: {text}")
     # What is only measured yet is done once its group is combined and its files are written.
     if "export" in record.seconds:
