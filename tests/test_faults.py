@@ -32,10 +32,11 @@ from programs import (
     workers_of,
     write_exposures,
 )
+from skylevel.errors import SchedulerLostError
 from skylevel.io.store import ProgramStore
 from skylevel.program.fan_out import fan_out
 from skylevel.program.plan import make_plan
-from skylevel.program.run import run_partition
+from skylevel.program.run import run, run_partition
 
 pytestmark = pytest.mark.slow
 
@@ -148,7 +149,7 @@ def test_a_neighbour_of_the_guilty_is_tried_again_alone() -> None:
 class Dask:
     """A scheduler and workers in processes of their own, as on somebody's cluster."""
 
-    def __init__(self, folder: Path, env: dict[str, str], stack: ExitStack) -> None:
+    def __init__(self, folder: Path, env: dict[str, str], stack: ExitStack, *of_workers: str) -> None:
         self.folder = folder
         self.env = {**os.environ, **env}
         self.stack = stack
@@ -156,7 +157,8 @@ class Dask:
         self.scheduler = self.start("scheduler", "--host", "127.0.0.1", "--port", "0", "--dashboard-address",
                                     "127.0.0.1:0", "--scheduler-file", str(folder / "scheduler.json"))  # fmt: skip
         self.address = str(json.loads(wait_until(self.read, what="a scheduler"))["address"])
-        self.workers = [self.start("worker", self.address, "--nthreads", "1", "--no-dashboard") for _ in range(2)]
+        worker = ("worker", self.address, "--nthreads", "1", "--no-dashboard", *of_workers)
+        self.workers = [self.start(*worker) for _ in range(2)]
 
     def start(self, *arguments: str) -> subprocess.Popen[bytes]:
         log = self.stack.enter_context((self.folder / "log").open("ab"))
@@ -200,6 +202,33 @@ class TestSchedulerDies:
         assert again.returncode == 0
         assert 0 < done_in(again) < COUNT
         assert_whole(output, undisturbed)
+
+
+    def test_none_of_the_frames_that_are_done_in_blocks_has_failed(
+        self, program: Path, tmp_path: Path, clean_up: ExitStack, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Neither the one that was under way, nor those that were still to come."""
+        # Every frame is larger than a worker then.
+        monkeypatch.setattr("skylevel.program.forecast._BASE_BYTES", 2 << 30)
+        other = Dask(tmp_path / "dask", {}, clean_up, "--memory-limit", "1100MiB")
+        output, count = tmp_path / "out", 0
+
+        def kill(finished: int, _: int) -> None:
+            nonlocal count
+            count = finished
+            other.scheduler.kill()
+            other.scheduler.wait()
+
+        with (
+            dask.config.set({"distributed.comm.timeouts.connect": "3 s"}),
+            Client(other.address, set_as_default=False) as client,
+            pytest.raises(SchedulerLostError, match=r"^the scheduler is gone; what was done is stored"),
+        ):
+            run([str(program)], str(output), client=client, progress=kill)
+        assert count == 1
+        assert measured_in(output) == NAMES[:1]
+        assert ProgramStore(str(output / "program.zarr")).failures() == {}
+        assert not list(output.rglob("*lock"))
 
 
 class TestWorkerFreezes:
