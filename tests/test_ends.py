@@ -224,7 +224,7 @@ class TestLimits:
         # No machine has so much.
         monkeypatch.setattr("skylevel.program.forecast._BASE_BYTES", 1 << 60)
         assert skylevel_here("run", program, "--output", tmp_path / "out", "--partition", "1/1") == 2
-        (line,) = capfd.readouterr().err.splitlines()
+        line = capfd.readouterr().err.splitlines()[-1]
         assert re.search(r"e00\.fits: needs about [\d.]+ GB of memory, this process has [\d.]+ GB: give it more", line)
         assert list((tmp_path / "out").rglob("*.fits")) == []
 

@@ -77,7 +77,7 @@ def _over(raw: _Dropping, stream: "TextIO") -> io.TextIOWrapper:
     """Return a text stream over another descriptor, as the given one is over its own."""
     through = getattr(stream, "write_through", False)
     return io.TextIOWrapper(
-        raw if through else io.BufferedWriter(raw),  # type: ignore[arg-type]
+        raw if through else io.BufferedWriter(raw),
         encoding=stream.encoding,
         errors=stream.errors,
         line_buffering=bool(stream.line_buffering),
