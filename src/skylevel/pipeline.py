@@ -67,7 +67,7 @@ def _frame(model: Any) -> xr.Dataset:
     UnsupportedFrameError
         See `level`.
     """
-    image = getattr(model, "data", None)
+    image: Any = getattr(model, "data", None)
     if not hasattr(model, "find_fits_keyword") or np.ndim(image) != 2:
         raise UnsupportedFrameError(
             f"{model!r}: not one image (y, x): let the hook follow a step of calwebb_image2, such as photom"
@@ -79,7 +79,7 @@ def _frame(model: Any) -> xr.Dataset:
     planes = {"sci": xr.Variable(("y", "x"), np.asarray(image), {"units": attrs["unit"]})}
     for plane, dtype in _PLANES.items():
         # As the model has it: asked for otherwise, one that is absent is made.
-        values = model.getarray_noinit(plane) if model.hasattr(plane) else None
+        values: Any = model.getarray_noinit(plane) if model.hasattr(plane) else None
         if np.shape(values) == np.shape(image):
             planes[plane] = xr.Variable(("y", "x"), np.asarray(values, dtype))
     return xr.Dataset(planes, attrs=attrs)
