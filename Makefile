@@ -40,7 +40,8 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/shellcheck deploy/slurm/*.sbatch .ci/run .ci/python
+	$(BIN)/shellcheck deploy/slurm/*.sbatch deploy/pbs/*.pbs deploy/container/make-certificates .ci/run .ci/python
+	$(BIN)/hadolint deploy/container/Dockerfile
 
 # Readers against damaged files, for ten minutes.
 fuzz: $(VENV)/.ready
