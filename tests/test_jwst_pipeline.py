@@ -5,7 +5,6 @@ Nothing is fetched: CRDS is given a cache that holds no reference file, and the 
 
 import json
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -186,3 +185,55 @@ class TestHook:
         for other in (datamodels.CubeModel((2, 16, 16)), (levelled, levelled), None):
             with pytest.raises(UnsupportedFrameError, match=r"not one image \(y, x\)"):
                 level(other)
+
+
+@pytest.fixture(scope="module")
+def levelled(program: Path, offline: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("levelled")
+    done = run("skylevel", "run", program / "jw01234_image3_asn.json", "--output", output, env=offline, cwd=output)
+    assert done.returncode == 1, "the fifth member is missing"
+    return output
+
+
+def image3(association: Path, output: Path, env: dict[str, str]) -> np.ndarray:
+    """What calwebb_image3 makes of an association: the mosaic; and outliers are flagged in output's _crf files."""
+    # These need reference files, or say nothing of the levels.
+    skipped = [f"--steps.{step}.skip=true" for step in ("tweakreg", "source_catalog")]
+    done = run("strun", "calwebb_image3", association, *skipped, f"--output_dir={output}", env=env, cwd=output)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for step in ("skymatch", "outlier_detection", "resample"):
+        assert f"Step {step} done" in done.stdout + done.stderr
+    with datamodels.open(output / f"{PRODUCT}_i2d.fits") as mosaic:
+        return mosaic.data.copy()
+
+
+def outliers(output: Path) -> float:
+    flagged = []
+    for path in sorted(output.glob("*_crf.fits")):
+        with datamodels.open(path) as model:
+            flagged.append(np.mean(model.dq & datamodels.dqflags.pixel["OUTLIER"] > 0))
+    assert len(flagged) == len(NAMES)
+    return float(np.mean(flagged))
+
+
+class TestThirdStage:
+    def test_runs_on_the_association_as_it_stands(self, program, levelled, offline, tmp_path):
+        before, after = tmp_path / "before", tmp_path / "after"
+        before.mkdir()
+        after.mkdir()
+        four = json.loads((program / "jw01234_image3_asn.json").read_text())
+        del four["products"][0]["members"][4]
+        (program / "four_asn.json").write_text(json.dumps(four))
+        striped = image3(program / "four_asn.json", before, offline)
+        level = image3(levelled / "jw01234_image3_rowbgsub_asn.json", after, offline)
+        assert level.shape == striped.shape
+
+        # Stripes are taken for outliers; without them, next to nothing is.
+        assert outliers(after) < 0.02 < 0.2 < outliers(before)
+        rows = [np.nanstd(np.nanmedian(mosaic, axis=1)) for mosaic in (striped, level)]
+        assert rows[1] < rows[0] / 5
+
+        # The stars' flux stays, and the sky has gone with the rows.
+        peaks = [np.nanpercentile(mosaic, 99.99) - np.nanmedian(mosaic) for mosaic in (striped, level)]
+        assert peaks[1] == pytest.approx(peaks[0], rel=0.05)
+        assert np.nanmedian(level) == pytest.approx(0, abs=0.01)
