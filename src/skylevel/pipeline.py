@@ -4,8 +4,8 @@
 >>> hooks = {"photom": {"post_hooks": ["skylevel.pipeline.level"]}}
 >>> Image2Pipeline.call("jw..._rate.fits", steps=hooks, save_results=True)  # doctest: +SKIP
 
-or ``strun calwebb_image2 jw..._rate.fits --steps.photom.post_hooks=skylevel.pipeline.level``. The pipeline takes a hook
-by its name and gives it no settings: one with others is a function of one's own, which calls `level` with a recipe.
+or ``strun calwebb_image2 jw..._rate.fits --steps.photom.post_hooks=skylevel.pipeline.level,``. The pipeline takes a
+hook by its name and gives it no settings: one with others is a function of one's own that calls `level` with a recipe.
 """
 
 from typing import Any
