@@ -18,6 +18,7 @@ from skylevel.io.lock import Lock, Share
 from skylevel.io.remote import remove_leftovers
 from skylevel.io.store import ProgramStore
 from skylevel.memory import process_memory
+from skylevel.program.associations import write_associations
 from skylevel.program.cluster import check_workers, connect, worker_memory
 from skylevel.program.combine import combine_group
 from skylevel.program.fan_out import fan_out, require_scheduler, result_of
@@ -147,10 +148,13 @@ def run(
     given = [inputs] if isinstance(inputs, str | PathLike) else inputs
     output = fspath(output)
     layout, keep = options.get("layout", "full"), options.get("keep", ())
-    plan = make_plan([fspath(path) for path in given], output, recipe=recipe, layout=layout, keep=keep)
+    paths = [fspath(path) for path in given]
+    plan = make_plan(paths, output, recipe=recipe, layout=layout, keep=keep)
     target = Target(client=client, cluster=cluster, workers=workers)
     overwrite, progress = options.get("overwrite", False), options.get("progress")
-    return run_plan(plan, output, target=target, overwrite=overwrite, progress=progress)
+    result = run_plan(plan, output, target=target, overwrite=overwrite, progress=progress)
+    write_associations(paths, plan, output, result.failed)
+    return result
 
 
 def run_plan(
