@@ -17,7 +17,7 @@ import night_scenes
 import numpy as np
 from night_scenes import BLACK_LEVEL, PATTERN, WHITE_LEVEL, Frame, Night, frames, own_pixels, single_frame
 
-from skylevel.kernels.night_pixels import level_pixels
+from skylevel.kernels.night_pixels import Levelling, level_pixels
 from skylevel.kernels.night_sky import Grid, Surface, fit_background
 from skylevel.kernels.own_boxes import OwnBoxes, measure_boxes
 from skylevel.kernels.tile import Tile
@@ -82,7 +82,7 @@ def measure_single(label: str, frame: Frame) -> None:
     clock.append(time.process_time())
     background = fit_background(boxes, grid_of(shape))
     clock.append(time.process_time())
-    level_pixels(frame.raw, PATTERN, background.coefficients, norms=UNITY, shape=shape)
+    level_pixels(frame.raw, PATTERN, Levelling(background.coefficients, None, UNITY), shape=shape)
     clock.append(time.process_time())
     seconds = " + ".join(f"{s:.2f}" for s in np.diff(clock))
     print(f"{label:34}{score(background.coefficients, frame.truth).text()}   {seconds} s", flush=True)

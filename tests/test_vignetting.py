@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from skylevel.errors import NoBackgroundError, SettingsError, ShapeError
-from skylevel.kernels.night_sky import Grid, fit_background, mesh_of
+from skylevel.kernels.night_sky import Fitting, Grid, fit_background, mesh_of
 from skylevel.kernels.own_boxes import OwnBoxes
 from skylevel.kernels.vignetting import solve_night
 
@@ -163,7 +163,7 @@ def test_what_is_no_night_is_refused():
     with pytest.raises(ShapeError):
         solve_night([frame], Grid((100, 100), (48, 48)))
     with pytest.raises(SettingsError, match="degree"):
-        solve_night([frame], GRID, own_degree=-1)
+        solve_night([frame], GRID, Fitting(degree=-1))
     frame.level[:] = np.nan
     with pytest.raises(NoBackgroundError):
         solve_night([frame, make_frame(0.1)], GRID)

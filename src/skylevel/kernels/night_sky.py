@@ -5,7 +5,7 @@ at any pixel, element by element in a fixed order, so that the bits do not depen
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,6 +48,62 @@ _RATES = (0.2, 0.7)
 
 # Error of a median over that of a mean, of Gaussian noise.
 _MEDIAN_ERROR = 1.2533
+
+
+class Fitting(NamedTuple):
+    """How a surface is fitted.
+
+    Attributes
+    ----------
+    degree : int
+        Of the surface in x and y together, at most. Fewer boxes than three a coefficient lower it.
+    stiffness : float
+        How strongly coefficients are held to the rate at which the frame's own fall with their degree: 1 expects them
+        to be as large as that, 2 half as large; 0 leaves them free.
+    rejection : float
+        Boxes this far above the surface lose half their weight, in standard deviations.
+    tolerance : float
+        Error that a surface may have, as a share of the channel's median level: boxes are not believed any better.
+    """
+
+    degree: int = 10
+    stiffness: float = 1.0
+    rejection: float = 3.0
+    tolerance: float = 2e-4
+
+    def check(self) -> Self:
+        """Return itself.
+
+        Raises
+        ------
+        SettingsError
+            A number is out of range.
+        """
+        for name in ("degree", "stiffness", "tolerance"):
+            if not getattr(self, name) >= 0:
+                raise SettingsError(f"{name} = {getattr(self, name)}: must be 0 or more")
+        if not self.rejection > 0:
+            raise SettingsError(f"rejection = {self.rejection}: must be above 0")
+        return self
+
+
+class Judging(NamedTuple):
+    """How boxes are judged that a surface does not describe.
+
+    Attributes
+    ----------
+    widths : tuple of float
+        Of the Gaussians within which neighbouring boxes are judged together, in boxes; 0 for a box alone.
+    one_sided : bool
+        Judge boxes below the surface as those above it only at the end; or from the beginning.
+    """
+
+    widths: tuple[float, ...] = WIDTHS
+    one_sided: bool = True
+
+
+#: For light above the sky, and for differences, in which there is none.
+LIGHT, DIFFERENCES = Judging(), Judging((0.0,), one_sided=False)
 
 
 class Background(NamedTuple):
@@ -152,15 +208,7 @@ class Surface:
         return weighted_sum(along[:, :, None], self._along_x[:, None, :])
 
 
-def fit_background(
-    boxes: OwnBoxes,
-    grid: Grid,
-    *,
-    degree: int = 10,
-    stiffness: float = 1.0,
-    rejection: float = 3.0,
-    tolerance: float = 2e-4,
-) -> Background:
+def fit_background(boxes: OwnBoxes, grid: Grid, fitting: Fitting | None = None) -> Background:
     """Return the smooth background of each channel of a frame alone.
 
     Parameters
@@ -168,15 +216,7 @@ def fit_background(
     boxes : OwnBoxes
         Arrays (channel, mesh_y, mesh_x).
     grid : Grid
-    degree : int
-        Of the surface in x and y together, at most. Fewer boxes than three a coefficient lower it.
-    stiffness : float
-        How strongly coefficients are held to the rate at which the frame's own fall with their degree: 1 expects them
-        to be as large as that, 2 half as large; 0 leaves them free.
-    rejection : float
-        Boxes this far above the surface lose half their weight, in standard deviations.
-    tolerance : float
-        Error that a surface may have, as a share of the channel's median level: boxes are not believed any better.
+    fitting : Fitting, optional
 
     Returns
     -------
@@ -189,7 +229,7 @@ def fit_background(
     ShapeError
         `boxes` and `grid` differ in shape.
     SettingsError
-        `degree`, `stiffness`, `rejection` or `tolerance` is out of range.
+        A number of `fitting` is out of range.
 
     Notes
     -----
@@ -197,12 +237,9 @@ def fit_background(
     those that stand out most first, alone or with their neighbours; then the surface is fitted anew. It sinks to what
     the boxes below it hold up, and ever fainter light is seen above it. Extra memory: some 100 bytes a box.
     """
-    check_fit(boxes, grid, degree=degree, stiffness=stiffness, rejection=rejection, tolerance=tolerance)
-    fit = fit_surfaces(
-        boxes.level.astype(np.float64), level_error(boxes), grid,
-        degree=degree, stiffness=stiffness, rejection=rejection, tolerance=tolerance,
-    )  # fmt: skip
-    return as_background(fit, grid)
+    fitting = (fitting or Fitting()).check()
+    check_boxes(boxes, grid)
+    return as_background(fit_surfaces(boxes.level.astype(np.float64), level_error(boxes), grid, fitting), grid)
 
 
 def as_background(fit: SurfaceFit, grid: Grid) -> Background:
@@ -212,17 +249,10 @@ def as_background(fit: SurfaceFit, grid: Grid) -> Background:
     return Background(coefficients, mesh, fit.residual_rms.astype(np.float32), fit.weight < 0.5)
 
 
-def check_fit(
-    boxes: OwnBoxes, grid: Grid, *, degree: int, stiffness: float, rejection: float, tolerance: float
-) -> None:
-    """Raise what `fit_background` says of boxes and settings it cannot use."""
+def check_boxes(boxes: OwnBoxes, grid: Grid) -> None:
+    """Raise what `fit_background` says of boxes it cannot use."""
     if boxes.level.shape[1:] != grid.mesh_shape():
         raise ShapeError(f"boxes (y, x) {boxes.level.shape[1:]} are not those of a frame, {grid.mesh_shape()}")
-    for name, value, least in (("degree", degree, 0), ("stiffness", stiffness, 0), ("tolerance", tolerance, 0)):
-        if not value >= least:
-            raise SettingsError(f"{name} = {value}: must be {least} or more")
-    if not rejection > 0:
-        raise SettingsError(f"rejection = {rejection}: must be above 0")
     if not np.isfinite(boxes.level).any(axis=(1, 2)).all():
         raise NoBackgroundError("a channel has no pixel that counts; all are 0, saturated or not finite")
 
@@ -253,16 +283,7 @@ def _surface(table: Float, y: Float, x: Float) -> Float:
 
 
 def fit_surfaces(
-    level: Float,
-    error: Float,
-    grid: Grid,
-    *,
-    degree: int,
-    stiffness: float,
-    rejection: float,
-    tolerance: float,
-    widths: tuple[float, ...] = WIDTHS,
-    one_sided: bool = True,
+    level: Float, error: Float, grid: Grid, fitting: Fitting, judging: Judging = LIGHT
 ) -> SurfaceFit:
     """Return the smooth surfaces through boxes, what stands above any of them left out of all.
 
@@ -271,33 +292,26 @@ def fit_surfaces(
     level, error : ndarray (channel, mesh_y, mesh_x)
         Boxes' levels, NaN where there is none, and their standard errors; at least one level in each channel.
     grid : Grid
-    degree, stiffness, rejection, tolerance
-        As in `fit_background`.
-    widths : tuple of float
-        Of the Gaussians within which neighbouring boxes are judged together, in boxes; 0 for a box alone.
-    one_sided : bool
-        Judge boxes below the surface as those above it only at the end; or from the beginning.
+    fitting : Fitting
+    judging : Judging
     """
-    fits = [
-        _ChannelFit(*channel, grid, degree=degree, stiffness=stiffness, tolerance=tolerance, widths=widths)
-        for channel in zip(level, error, strict=True)
-    ]
+    fits = [_ChannelFit(*channel, grid, fitting, judging.widths) for channel in zip(level, error, strict=True)]
     weight = np.ones(grid.mesh_shape())
     limits = np.zeros(0)
     for n in range(_ROUNDS):
         views = _all_views([fit.deviations(weight) for fit in fits])
         # A surface that light or few boxes have led astray leaves boxes far below it: it does not judge by noise alone.
-        least = _faint_side(views) if one_sided or n == 0 else 1.0
+        least = _faint_side(views) if judging.one_sided or n == 0 else 1.0
         limits = np.maximum(np.maximum(_STEP * limits if n else 1.0, least), 1.0)
-        both_sides = not one_sided or n >= _ROUNDS - _EVEN_ROUNDS
-        found = _acceptance(np.abs(views) if both_sides else views, rejection * limits)
+        both_sides = not judging.one_sided or n >= _ROUNDS - _EVEN_ROUNDS
+        found = _acceptance(np.abs(views) if both_sides else views, fitting.rejection * limits)
         if found.mean() < _LEAST_SHARE:
             break
         settled = both_sides and (limits == 1.0).all() and np.abs(found - weight).max() < _SETTLED
         weight = found
         if settled:
             break
-    finished = [fit.finished(weight, degree) for fit in fits]
+    finished = [fit.finished(weight, fitting.degree) for fit in fits]
     return SurfaceFit(*(np.stack(field) for field in zip(*finished, strict=True)))
 
 
@@ -321,28 +335,18 @@ def _acceptance(deviations: Float, limits: Float) -> Float:
 class _ChannelFit:
     """One channel's boxes and the surface through them, as weights are found."""
 
-    def __init__(
-        self,
-        level: Float,
-        error: Float,
-        grid: Grid,
-        *,
-        degree: int,
-        stiffness: float,
-        tolerance: float,
-        widths: tuple[float, ...],
-    ) -> None:
+    def __init__(self, level: Float, error: Float, grid: Grid, fitting: Fitting, widths: tuple[float, ...]) -> None:
         self._good = np.isfinite(level)
         self._level = np.where(self._good, level, 0.0)
-        self._stiffness = stiffness
+        self._stiffness = fitting.stiffness
         scale = float(np.abs(np.median(level[self._good])))
         # Never 0: a constant frame has no error at all.
-        floor = np.hypot(tolerance * scale, 1e-6 * max(scale, float(np.abs(self._level).max())) + 1e-30)
+        floor = np.hypot(fitting.tolerance * scale, 1e-6 * max(scale, float(np.abs(self._level).max())) + 1e-30)
         known_error = np.where(self._good, error, 0.0)
         self._precision = np.where(self._good, 1.0 / (known_error**2 + floor**2), 0.0)
         near = [width for width in widths if width <= _WIDEST * min(level.shape)]
         n_good = int(self._good.sum())
-        self._basis = _Basis(grid, degree, most_terms=n_good // _BOXES_PER_TERM)
+        self._basis = _Basis(grid, fitting.degree, most_terms=n_good // _BOXES_PER_TERM)
         # The surface has an error of its own, from the noise of all boxes.
         own_error = float(np.median(known_error[self._good])) * np.sqrt(self._basis.n_terms / n_good)
         self._views = [_View(self._good, known_error, float(np.hypot(floor, own_error)), width) for width in near]
