@@ -1,12 +1,12 @@
 """A camera frame's pixels without the smooth background of their channels, and behind an even lens if asked."""
 
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from skylevel.errors import NoBackgroundError, ShapeError
-from skylevel.kernels.night_sky import Float32, Grid, Surface, mesh_of
+from skylevel.kernels.night_sky import Float, Float32, Grid, Surface, mesh_of
 from skylevel.kernels.pattern import ColorPattern
 
 # Rows of one phase that are levelled at a time, so that they stay in a core's cache.
@@ -35,6 +35,15 @@ class Levelling(NamedTuple):
     divisor: Float32 | None
     norms: list[float]
     pedestal: float = 0.0
+
+    @classmethod
+    def of(
+        cls, light: Float32, black_level: Float, *, divisor: Float32 | None = None, norms: list[float], pedestal: float = 0
+    ) -> Self:
+        """Return what takes off a background that is known above the black level (), (channel, order_y, order_x)."""
+        background = light.copy()
+        background[:, 0, 0] += black_level
+        return cls(background, divisor, norms, pedestal)
 
 
 class _Phase(NamedTuple):

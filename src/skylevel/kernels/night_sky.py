@@ -106,6 +106,24 @@ class Judging(NamedTuple):
 LIGHT, DIFFERENCES = Judging(), Judging((0.0,), one_sided=False)
 
 
+class HeldOut(NamedTuple):
+    """What a surface leaves of boxes that it was not fitted to: arrays (channel,), NaN where there are none.
+
+    Attributes
+    ----------
+    before : ndarray
+        Scatter (rms) of their levels about the median, the sky's gradient; in the units of the image.
+    after : ndarray
+        Of their levels about a surface through the others; with the boxes' own noise.
+    noise : ndarray
+        Of this the part that is expected of their pixels' noise.
+    """
+
+    before: Float32
+    after: Float32
+    noise: Float32
+
+
 class Background(NamedTuple):
     """The smooth background of each channel of a frame.
 
@@ -119,25 +137,29 @@ class Background(NamedTuple):
         Scatter of the accepted boxes about the surface.
     rejected : ndarray (channel, mesh_y, mesh_x) bool
         True where a box was left out: it holds no pixel, or light that is not the sky's.
+    held_out : HeldOut
+        Of one accepted box in five.
     """
 
     coefficients: Float32
     background: Float32
     residual_rms: Float32
     rejected: Bool
+    held_out: HeldOut
 
 
 class SurfaceFit(NamedTuple):
     """Surfaces through boxes, of every channel.
 
     `coefficients` (channel, order_y, order_x); at the boxes (channel, mesh_y, mesh_x) the `surface` and their `weight`
-    of 0 to 1; `residual_rms` (channel,) of the boxes by weight.
+    of 0 to 1; `residual_rms` (channel,) of the boxes by weight; `held_out` (channel, 3), the fields of `HeldOut`.
     """
 
     coefficients: Float
     surface: Float
     weight: Float
     residual_rms: Float
+    held_out: Float
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,7 +268,8 @@ def as_background(fit: SurfaceFit, grid: Grid) -> Background:
     """Return a fit as it is kept, its mesh evaluated from the coefficients' float32."""
     coefficients = fit.coefficients.astype(np.float32)
     mesh = np.stack([mesh_of(channel, grid) for channel in coefficients])
-    return Background(coefficients, mesh, fit.residual_rms.astype(np.float32), fit.weight < 0.5)
+    held_out = HeldOut(*fit.held_out.T.astype(np.float32))
+    return Background(coefficients, mesh, fit.residual_rms.astype(np.float32), fit.weight < 0.5, held_out)
 
 
 def check_boxes(boxes: OwnBoxes, grid: Grid) -> None:
@@ -342,7 +365,7 @@ class _ChannelFit:
         scale = float(np.abs(np.median(level[self._good])))
         # Never 0: a constant frame has no error at all.
         floor = np.hypot(fitting.tolerance * scale, 1e-6 * max(scale, float(np.abs(self._level).max())) + 1e-30)
-        known_error = np.where(self._good, error, 0.0)
+        known_error = self._error = np.where(self._good, error, 0.0)
         self._precision = np.where(self._good, 1.0 / (known_error**2 + floor**2), 0.0)
         near = [width for width in widths if width <= _WIDEST * min(level.shape)]
         n_good = int(self._good.sum())
@@ -359,13 +382,23 @@ class _ChannelFit:
         residual = np.where(self._good, self._level - self._basis.surface(coefficients), 0.0)
         return np.stack([view.deviations(residual) for view in self._views])
 
-    def finished(self, weight: Float, degree: int) -> tuple[Float, Float, Float, float]:
+    def finished(self, weight: Float, degree: int) -> tuple[Float, Float, Float, float, Float]:
         """Return a channel of a `SurfaceFit`."""
         weight = np.where(self._good, weight, 0.0)
         coefficients = self._basis.fit(self._level, self._precision * weight, self._ridge)
         surface = self._basis.surface(coefficients)
         rms = np.sqrt(np.sum(weight * (self._level - surface) ** 2) / np.sum(weight))
-        return self._basis.table(coefficients, degree + 1), surface, weight, float(rms)
+        return self._basis.table(coefficients, degree + 1), surface, weight, float(rms), self._held_out(weight)
+
+    def _held_out(self, weight: Float) -> Float:
+        """Return the fields of `HeldOut` (3,)."""
+        out = _spread_out(weight.shape)
+        tested = out & (weight >= 0.5)
+        if not tested.any() or tested.sum() + self._basis.n_terms > (weight > 0).sum():
+            return np.full(3, np.nan)
+        surface = self._basis.surface(self._basis.fit(self._level, self._precision * weight * ~out, self._ridge))
+        level = self._level[tested]
+        return np.array([_rms(level - np.median(level)), _rms(level - surface[tested]), _rms(self._error[tested])])
 
 
 class _View:
@@ -459,6 +492,12 @@ def _terms(mesh_shape: tuple[int, int], degree: int) -> Int:
     """Return the orders (term, 2) up to a total degree that a mesh can tell apart; the constant first."""
     n_y, n_x = (min(degree + 1, n) for n in mesh_shape)
     return np.array([(i, j) for i in range(n_y) for j in range(n_x) if i + j <= degree])
+
+
+def _spread_out(mesh_shape: tuple[int, ...]) -> Bool:
+    """Return a fifth of the boxes, none beside another."""
+    y, x = np.indices(mesh_shape)
+    return np.asarray((y + 2 * x) % 5 == 0)
 
 
 def _rms(values: Float) -> float:
