@@ -1,6 +1,6 @@
 """The channel job: camera raws lose a smooth background of each colour."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,9 +23,18 @@ class ChannelsJob(Alone):
         "levelled": Product("{stem}.bkg_subtracted.fits", write_levelled),
         "background": Product("{stem}.bkg_background.fits", write_background, 12),
     }
-    # Sensor, its copy, and what is written; rounded up from measurements.
-    bytes_per_pixel = 10
-    stored_bytes_per_pixel = 0.0
+
+    def variables(self, recipe: Channels) -> tuple[str, ...]:  # noqa: ARG002
+        """Return the mosaic alone."""
+        return (self.variable,)
+
+    def bytes_per_pixel(self, recipe: Channels) -> float:  # noqa: ARG002
+        """Sensor, its copy, and what is written; rounded up from measurements."""
+        return 10
+
+    def stored_bytes_per_pixel(self, recipe: Channels) -> float:  # noqa: ARG002
+        """Return next to nothing: meshes are small."""
+        return 0
 
     def copied_bytes(self, size: int, facts: Facts, layout: str) -> int:  # noqa: ARG002
         """Nothing of a raw is copied."""
@@ -62,3 +71,7 @@ class ChannelsJob(Alone):
     def metrics(self, estimate: xr.Dataset) -> dict[str, Any]:
         """Return the exclusion that was used."""
         return {"exclude_percentile": percentiles(estimate)}
+
+    def advice(self, metrics: Sequence[Mapping[str, Any]], recipe: Channels) -> str:  # noqa: ARG002
+        """Nothing to say yet."""
+        return ""

@@ -1,6 +1,6 @@
 """The row job: JWST exposures lose the level of each detector row."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -38,10 +38,18 @@ class RowsJob(Alone):
         "masked": Product("{stem}_masked.fits", _write_masked, 9),
         "background": Product("{stem}_background.fits", write_background, 12),
     }
-    # Image, mask and the copy that is written; rounded up from measurements.
-    bytes_per_pixel = 12
-    # A compressed mask.
-    stored_bytes_per_pixel = 0.5
+
+    def variables(self, recipe: Rows) -> tuple[str, ...]:  # noqa: ARG002
+        """Return the image alone."""
+        return (self.variable,)
+
+    def bytes_per_pixel(self, recipe: Rows) -> float:  # noqa: ARG002
+        """Image, mask and the copy that is written; rounded up from measurements."""
+        return 12
+
+    def stored_bytes_per_pixel(self, recipe: Rows) -> float:  # noqa: ARG002
+        """Return that of a compressed mask."""
+        return 0.5
 
     def copied_bytes(self, size: int, facts: Facts, layout: str) -> int:
         """All HDUs but the image's, in the full layout."""
@@ -87,3 +95,7 @@ class RowsJob(Alone):
             "unlevelled": int(estimate["row_level"].isnull().sum()),
             "row_level_std": float(estimate["row_level"].std()),
         }
+
+    def advice(self, metrics: Sequence[Mapping[str, Any]], recipe: Rows) -> str:  # noqa: ARG002
+        """Nothing to say yet."""
+        return ""

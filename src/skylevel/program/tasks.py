@@ -240,7 +240,7 @@ def read_frame(path: Path, exposure: Exposure) -> xr.Dataset:
     frame, job = open_frame(path), exposure.job
     if frame.attrs["kind"] != job.kind:
         raise UnsupportedFrameError(f"{path}: the recipe {job.recipe.name!r} does not level this kind of file")
-    return frame[[job.variable]]
+    return frame[[name for name in job.variables(exposure.recipe) if name in frame or name == job.variable]]
 
 
 def in_blocks(frame: xr.Dataset, exposure: Exposure) -> xr.Dataset:
