@@ -158,8 +158,8 @@ class Rows(Recipe):
 class Channels(Recipe):
     """Settings of the channel job: a smooth background is subtracted from each colour of a camera raw frame.
 
-    With no argument, the method of the night-sky notebook; ``Channels.preset("best")`` keeps galaxies and nebulae out of
-    the background, ``Channels.preset("program")`` takes a night's frames together as well.
+    With no argument, the method of the night-sky notebook; the preset "best" keeps galaxies and nebulae out of the
+    background, "program" takes a night's frames together as well.
     """
 
     name: ClassVar[str] = "channels"
@@ -204,16 +204,16 @@ class Channels(Recipe):
         "is not the sky's.",
         low=0, high=20, decides="measurement", source=SMOOTH_SCENES))
     stiffness: float = field(default=1.0, metadata=about(
-        "How strongly the surface is held to be as smooth as most of the frame shows it (method \"smooth\"): 0 leaves it "
-        "free up to its degree, 2 allows half as much of its finer parts.",
+        "How strongly the surface is held to be as smooth as most of the frame shows it (method \"smooth\"): 0 leaves "
+        "it free up to its degree, 2 allows half as much of its finer parts.",
         low=0.0, decides="measurement", source=SMOOTH_SCENES))
     rejection: float = field(default=3.0, metadata=about(
         "A box this far above the surface, alone or with its neighbours, counts half, and further ones soon nothing "
         "(method \"smooth\").",
         unit="standard deviation", above=0.0, decides="measurement", source=SMOOTH_SCENES))
     black_level: float = field(default=0.0, metadata=about(
-        "What a pixel without light reads, where the file does not tell: raws do, FITS does not. Division and a night's "
-        "vignetting need it (method \"smooth\").",
+        "What a pixel without light reads, where the file does not tell: raws do, FITS does not. Division and a "
+        "night's vignetting need it (method \"smooth\").",
         unit="ADU", low=0.0, decides="measurement", source="the camera's, as LibRaw tells it"))
     together: bool = field(default=False, metadata=about(
         "Frames of one camera, lens setting, exposure time and night are solved together (method \"smooth\"): the "
@@ -224,8 +224,8 @@ class Channels(Recipe):
         "this share of its boxes: clouds, trees, another lens.",
         low=0.0, high=1.0, decides="group", source=SMOOTH_SCENES))
     correction: str = field(default="subtract", metadata=about(
-        "\"subtract\": a colour's background is taken off. \"divide\": what is left is then divided by the share of light "
-        "that came there, the night's vignetting, or of a frame alone its own background, 1 where it is brightest "
+        "\"subtract\": a colour's background is taken off. \"divide\": what is left is then divided by the share of "
+        "light that came there, the night's vignetting, or of a frame alone its own background, 1 at its brightest "
         "(method \"smooth\"): stars are as bright in the corners.",
         choices=("subtract", "divide"), decides="levelled", source=SMOOTH_SCENES))
     pedestal: float = field(default=0.0, metadata=about(

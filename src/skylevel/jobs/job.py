@@ -178,7 +178,8 @@ class Job(Protocol):
         Returns
         -------
         Dataset
-            Small, without the dimension `exposure`; `subtract` is given it.
+            Small, without the dimension `exposure`; `subtract` is given it. What belongs to each exposure alone stands
+            along `member`, whose coordinate names them: of that, `subtract` is given the exposure's own.
         """
 
 

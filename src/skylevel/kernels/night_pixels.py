@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skylevel.errors import NoBackgroundError, ShapeError
-from skylevel.kernels.night_sky import Float, Float32, Grid, Surface, mesh_of
+from skylevel.kernels.night_sky import Float32, Grid, Surface, mesh_of
 from skylevel.kernels.pattern import ColorPattern
 
 # Rows of one phase that are levelled at a time, so that they stay in a core's cache.
@@ -38,7 +38,13 @@ class Levelling(NamedTuple):
 
     @classmethod
     def of(
-        cls, light: Float32, black_level: Float, *, divisor: Float32 | None = None, norms: list[float], pedestal: float = 0
+        cls,
+        light: Float32,
+        black_level: Float32,
+        *,
+        divisor: Float32 | None = None,
+        norms: list[float],
+        pedestal: float = 0.0,
     ) -> Self:
         """Return what takes off a background that is known above the black level (), (channel, order_y, order_x)."""
         background = light.copy()

@@ -60,14 +60,14 @@ def estimate_smooth(frame: xr.Dataset, recipe: Channels) -> xr.Dataset:
         "background": (by_box, field("background", *mesh), about | {"long_name": "background in each box"}),
         "background_rms": (by_box, field("background_rms", *mesh), about | {"long_name": "scatter of its pixels"}),
         "sky_level": (by_box, field("sky_level", *mesh), about | {"long_name": "level of a box above the black level"}),
-        "box_n_pixels": (by_box, field("box_n_pixels", *mesh), {"long_name": "pixels that a box's level is taken from"}),
+        "box_n_pixels": (by_box, field("box_n_pixels", *mesh), {"long_name": "pixels that a box's level is from"}),
         "box_mask": (
             by_box, field("box_mask", *mesh, dtype=np.bool_), {"long_name": "boxes left out: light, or no pixel"}
         ),
         COEFFICIENTS: (
             ("channel", *_ORDERS),
             field(COEFFICIENTS, side, side),
-            about | {"long_name": "background above the black level: coefficients of Chebyshev polynomials over y and x"},
+            about | {"long_name": "background above the black level, as Chebyshev polynomials over y and x"},
         ),
         "gradient_before": ("channel", field("gradient_before"), units | {"long_name": "scatter of the sky's levels"}),
         "gradient_after": (
@@ -106,13 +106,12 @@ def combine_night(members: xr.Dataset, recipe: Channels) -> xr.Dataset:
         ``vignetting`` and ``shared_coefficients`` (channel, order_y, order_x); by `member`: its own
         ``background_coefficients``, ``sky_slope`` (channel, axis), ``shift`` (axis), ``rejected_share``, ``agrees``.
     """
-    about = members["sky_level"].attrs
-    grid = Grid(*(tuple(int(n) for n in about[name]) for name in ("image_shape", "box_size")))
+    grid = _grid_of(members["sky_level"])
     fields = ("sky_level", "background_rms", "box_n_pixels")
     boxes = members[list(fields)].load()
     frames = [OwnBoxes(*(boxes[name].values[k] for name in fields)) for k in range(boxes.sizes["exposure"])]
     night = solve_night(frames, grid, _fitting(recipe), disagreement=recipe.disagreement)
-    return _night_dataset(night, members, about.get("units", ""))
+    return _night_dataset(night, members, members["sky_level"].attrs.get("units", ""))
 
 
 def with_night(estimate: xr.Dataset, member: xr.Dataset) -> xr.Dataset:
@@ -127,8 +126,7 @@ def unevenness(estimate: xr.Dataset) -> tuple[NDArray[np.float64], NDArray[np.fl
 
     What is not smooth in it was stars', a galaxy's or the frame's edge: of a background by the other methods.
     """
-    mesh, about = estimate["background"].to_numpy(), estimate["background"].attrs
-    grid = Grid(*(tuple(int(n) for n in about[name]) for name in ("image_shape", "box_size")))
+    mesh, grid = estimate["background"].to_numpy(), _grid_of(estimate["background"])
     # A colour has a quarter of a box's pixels or more.
     n_pixels = np.full_like(mesh, grid.box_size[0] * grid.box_size[1] / 4)
     rms = estimate["background_rms"].to_numpy()
@@ -175,6 +173,12 @@ def _grid(frame: xr.Dataset, recipe: Channels, shape: tuple[int, ...]) -> Grid:
             f"{frame_name(frame)}: box_size = {recipe.box_size} makes {n_y * n_x} boxes of it: use {least} or more"
         )
     return grid
+
+
+def _grid_of(mesh: xr.DataArray) -> Grid:
+    """Return where the boxes of a measured mesh stand."""
+    (n_y, n_x), (side_y, side_x) = (map(int, mesh.attrs[name]) for name in ("image_shape", "box_size"))
+    return Grid((n_y, n_x), (side_y, side_x))
 
 
 def _fitting(recipe: Channels) -> Fitting:
