@@ -42,6 +42,60 @@ class SkyPrior(NamedTuple):
     own_spread: float = 0.5
 
 
+class SkyShape(NamedTuple):
+    """What a sky may look like.
+
+    Attributes
+    ----------
+    degree : int
+        Of its Legendre polynomial, both directions together.
+    steepness : float
+        How large a gradient is expected, as a part of the sky's level (the rms coefficient of degree 1). How steep a
+        sky is, is read from the data; this says where to begin.
+    """
+
+    degree: int = 3
+    steepness: float = 0.015
+
+
+class CoarseCells(NamedTuple):
+    """Means of 16 rows by 64 pixels, and their inverse variances: ndarrays (coarse_y, coarse_x) float64."""
+
+    value: Float64
+    weight: Float64
+
+
+class Priors(NamedTuple):
+    """What is expected before the coarse model is solved.
+
+    Attributes
+    ----------
+    noise : StreamNoise
+        Of the streams.
+    sky : SkyPrior
+    level : float
+        The sky's, that its prior is a part of.
+    """
+
+    noise: StreamNoise
+    sky: SkyPrior
+    level: float
+
+
+class Splines(NamedTuple):
+    """Where a large source may be, and how high.
+
+    Attributes
+    ----------
+    at : ndarray (node_y, node_x) bool
+    rms : ndarray (node,) float64
+        Of the height of each that may be.
+    """
+
+    at: Bool
+    rms: Float64
+
+
 def sky_prior(steepness: float) -> SkyPrior:
     """Return the prior of a sky whose coefficients of degree 1 are expected to be this part of its level."""
     return SkyPrior((steepness, steepness / 4, steepness / 15))
@@ -180,14 +234,10 @@ def coarse_model(grid: Grid, degree: int, node_spacing: int) -> CoarseModel:
 
 def solve_coarse(
     model: CoarseModel,
-    cells: Float64,
-    weights: Float64,
+    cells: CoarseCells,
+    priors: Priors,
     *,
-    noise: StreamNoise,
-    prior: SkyPrior,
-    level: float,
-    nodes: Bool | None = None,
-    node_rms: Float64 | None = None,
+    splines: Splines | None = None,
     shape: Float64 | None = None,
 ) -> CoarseFit:
     """Solve for sky, large sources and slow streams, the most probable together.
@@ -195,17 +245,10 @@ def solve_coarse(
     Parameters
     ----------
     model : CoarseModel
-    cells, weights : ndarray (coarse_y, coarse_x) float64
-        Values and inverse variances.
-    noise : StreamNoise
-        The streams' prior.
-    prior : SkyPrior
-    level : float
-        The sky's, that the prior is a part of.
-    nodes : ndarray (node_y, node_x) bool, optional
-        Where a large source may be.
-    node_rms : ndarray (node,) float64, optional
-        How high each of them may be.
+    cells : CoarseCells
+    priors : Priors
+    splines : Splines, optional
+        Of large sources.
     shape : ndarray (term - 1,) float64, optional
         The sky's coefficients but the first where they are known: only the level is solved for.
 
@@ -213,22 +256,24 @@ def solve_coarse(
     -------
     CoarseFit
     """
-    design = model.design()
-    if nodes is not None and nodes.any():
-        design = np.hstack([design, _node_design(model, nodes)])
-    n_terms = len(model.terms)
-    streams = _Streams(model.grid, noise, weights)
-    inner = streams.eliminate(design, cells, weights)
+    design, n_terms = model.design(), len(model.terms)
+    if splines is not None:
+        design = np.hstack([design, _node_design(model, splines.at)])
+    streams = _Streams(model.grid, priors.noise, cells.weight)
+    inner = streams.eliminate(design, *cells)
     matrix, vector = inner.matrix, inner.vector
-    if design.shape[1] > n_terms and node_rms is not None:
+    if splines is not None:
         at = np.arange(n_terms, design.shape[1])
-        matrix[at, at] += 1 / node_rms**2
+        matrix[at, at] += 1 / splines.rms**2
     information, heights = _marginalised(matrix, vector, n_terms)
-    sky = sky_posterior(information, model.terms, prior, level) if shape is None else _at_shape(information, shape)
+    if shape is not None:
+        sky = _at_shape(information, shape)
+    else:
+        sky = sky_posterior(information, model.terms, priors.sky, priors.level)
     everything = np.concatenate([sky, heights[:, -1] - heights[:, :-1] @ sky])
     slow = streams.levels(inner, everything).reshape(-1, model.grid.coarse_shape[0]).T
     per_amplifier = model.grid.coarse_shape[1] // slow.shape[1]
-    fit = (design @ everything).reshape(cells.shape) + np.repeat(slow, per_amplifier, axis=1)
+    fit = (design @ everything).reshape(cells.value.shape) + np.repeat(slow, per_amplifier, axis=1)
     return CoarseFit(sky, information, everything[n_terms:], fit, slow)
 
 
