@@ -116,6 +116,8 @@ class StreamMeasurement:
         Whether the model was used; if not, `level` is the row-to-row part alone.
     used : float
         Part of the good pixels that the cells kept.
+    source_mask : ndarray (y, x) bool or None
+        What stood out of the flat residual; None of a measurement that was stored.
     """
 
     level: Float32
@@ -133,6 +135,7 @@ class StreamMeasurement:
     misfit: float
     believed: bool
     used: float
+    source_mask: Bool | None = None
 
 
 class StreamSettings(NamedTuple):
@@ -163,11 +166,12 @@ class _Method(NamedTuple):
 
 
 class _Cells(NamedTuple):
-    """Cells with everything in them, the pixels behind each, and the smooth level of the sky and large sources."""
+    """Cells with everything in them, the pixels behind each, the smooth level of the sky, and the mask of sources."""
 
     mean: Float32
     n_pixels: Float32
     smooth: Float32
+    sources: Bool
 
 
 class _Solution(NamedTuple):
@@ -279,7 +283,8 @@ def _measure_cells(rest: Float32, good: Bool, smooth: Float32, streams: Float32,
     """Mask sources in a residual and average what is left in cells, with what was subtracted put back."""
     noise, rejection = method.white_noise, method.settings.rejection
     thresholds = (rejection.source_threshold,) * 3
-    usable = good & ~source_mask(rest, good, noise=noise, thresholds=thresholds, growth=_GROWTH)
+    sources = source_mask(rest, good, noise=noise, thresholds=thresholds, growth=_GROWTH)
+    usable = good & ~sources
     local = cells_of_blocks(block_level(rest, usable, side=_LOCAL), smooth.shape)
     rest = subtract_cells(rest, local, sloping=True)
     mean, count = cell_means(rest, usable, clip=rejection.sigma_clip * noise)
@@ -287,7 +292,7 @@ def _measure_cells(rest: Float32, good: Bool, smooth: Float32, streams: Float32,
     if not count.any():
         few = f"no {CELL_WIDTH} pixels of a row hold {rejection.min_pixels} of their surroundings' level"
         raise NoBackgroundError(few)
-    return _Cells(mean + local + smooth + streams, count, smooth)
+    return _Cells(mean + local + smooth + streams, count, smooth, sources)
 
 
 def _row_levels(values: Float32, count: Float32, grid: Grid) -> tuple[Float32, Float32]:
@@ -445,7 +450,8 @@ def _summary(cells: _Cells, solution: _Solution, good: Bool, method: _Method, *,
         white_noise=method.white_noise,
         misfit=solution.misfit,
         believed=believed,
-        used=float(cells.n_pixels.sum() / max(int(good.sum()), 1)),
+        used=float(cells.n_pixels.sum() / max(int(np.count_nonzero(good)), 1)),
+        source_mask=grid.take(cells.sources & good),
     )
 
 

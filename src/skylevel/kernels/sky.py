@@ -1,5 +1,6 @@
 """A sky of low degree, large sources and slow streams, solved together on coarse cells."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
@@ -16,6 +17,7 @@ from skylevel.kernels.streams import StreamNoise, block_precision
 Bool = NDArray[np.bool_]
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
+Floats = NDArray[np.floating]
 
 # The sky's mean level is not held by any prior.
 _FREE = 1e3
@@ -149,12 +151,12 @@ def sky_terms(degree: int) -> tuple[tuple[int, int], ...]:
     return tuple((i, j) for total in range(degree + 1) for j in range(total + 1) for i in (total - j,))
 
 
-def _legendre(at: Float64, n: int, degree: int) -> Float64:
+def _legendre(at: Floats, n: int, degree: int) -> Float64:
     """Legendre polynomials (place, degree + 1) at pixel positions of an axis of n pixels."""
     return np.asarray(legendre.legvander((at + 0.5) / n * 2 - 1, degree))
 
 
-def _spline(at: Float64) -> Float64:
+def _spline(at: Floats) -> Float64:
     """Cubic B-spline, knots at whole numbers."""
     a = np.abs(at)
     return np.where(a < 1, 2 / 3 - a**2 + a**3 / 2, np.where(a < 2, (2 - a) ** 3 / 6, 0))
@@ -218,10 +220,7 @@ def coarse_model(grid: Grid, degree: int, node_spacing: int) -> CoarseModel:
     """Return the model of a grid; `node_spacing` of the large sources' splines in pixel."""
     n_y, n_x = grid.shape
     y, x = np.arange(grid.rows, dtype=np.float64), grid.x()
-    rows, columns = (
-        _spline((at[:, None] + 0.5) / node_spacing + 1 - np.arange(-(-n // node_spacing) + 3))
-        for at, n in ((y, n_y), (x, n_x))
-    )
+    rows, columns = _splines(y, n_y, node_spacing), _splines(x, n_x, node_spacing)
     return CoarseModel(
         grid,
         sky_terms(degree),
@@ -230,6 +229,40 @@ def coarse_model(grid: Grid, degree: int, node_spacing: int) -> CoarseModel:
         rows,
         _means(columns, CELL_WIDTH),
     )
+
+
+def smooth_surface(
+    coefficients: Floats, heights: Floats, at: Sequence[Floats], *, shape: Sequence[int], degree: int, spacing: int
+) -> Float64:
+    """Sky and large sources at some rows and columns.
+
+    Parameters
+    ----------
+    coefficients : ndarray (term,) float
+        Of the sky, as `sky_terms` orders them.
+    heights : ndarray (node_y, node_x) float
+        Of the splines; NaN where none is.
+    at : pair of ndarray float
+        Rows (row,) and columns (column,) in pixel.
+    shape : pair of int
+        Rows and columns of the image.
+    degree, spacing : int
+        Of the sky's polynomial, and of the splines in pixel.
+
+    Returns
+    -------
+    ndarray (row, column) float64
+    """
+    splines = [_splines(a, n, spacing) for a, n in zip(at, shape, strict=True)]
+    along_y, along_x = (_legendre(a, n, degree) for a, n in zip(at, shape, strict=True))
+    terms = zip(coefficients, sky_terms(degree), strict=True)
+    sky = sum(float(c) * np.outer(along_y[:, j], along_x[:, i]) for c, (i, j) in terms)
+    return np.asarray(sky + splines[0] @ np.nan_to_num(heights).astype(np.float64) @ splines[1].T)
+
+
+def _splines(at: Floats, n: int, spacing: int) -> Float64:
+    """Splines (place, node) of an axis of n pixels at pixel positions."""
+    return _spline((at[:, None] + 0.5) / spacing + 1 - np.arange(-(-n // spacing) + 3))
 
 
 def solve_coarse(
