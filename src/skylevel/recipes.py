@@ -27,6 +27,7 @@ NOTEBOOK_NORMS = {"R": 1.34, "G": 1.0, "B": 1.25}
 Decides = Literal["mask", "measurement", "group", "levelled", "product"]
 
 ROWS_NOTEBOOK = "notebook: JWST NIRCam row-by-row background subtraction (Hsieh 2024)"
+STREAMS = "own: rows as time streams beside sky and large sources"
 PHOTUTILS_DEFAULT = "photutils Background2D's default, as in the notebook"
 CHANNELS_NOTEBOOK = "notebook: Background subtraction of camera raw frames"
 SMOOTH_SCENES = "tuned on scenes of known truth, benchmarks/night_scenes.py"
@@ -106,14 +107,23 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rows(Recipe):
-    """Settings of the row job: the median of each detector row's source-free pixels is subtracted.
+    """Settings of the row job: the level of each detector row is subtracted.
 
     With no argument, the method of the NIRCam notebook.
     """
 
     name: ClassVar[str] = "rows"
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"notebook": {}}
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "notebook": {},
+        "best": {"method": "streams", "dq_flags": 1},
+        "program": {"method": "streams", "dq_flags": 1, "together": True},
+    }
 
+    method: str = field(default="median", metadata=about(
+        "\"median\": from each row the median of its source-free pixels, sky and all, as in the notebook. \"streams\": "
+        "the stripes alone, of each row and amplifier, solved together with a smooth sky and large sources; the sky "
+        "stays.",
+        choices=("median", "streams"), decides="mask", source=ROWS_NOTEBOOK))
     box_size: int = field(default=50, metadata=about(
         "Side of the boxes in which the background is measured.",
         unit="pixel", low=1, decides="mask", source=ROWS_NOTEBOOK))
@@ -121,7 +131,8 @@ class Rows(Recipe):
         "Side of the median filter over the mesh of boxes; 1 is no filter.",
         unit="box", low=1, odd=True, decides="mask", source=ROWS_NOTEBOOK))
     sigma_clip: float = field(default=3.0, metadata=about(
-        "Pixels further than this from their box's median are clipped (at most 10 rounds).",
+        "Pixels further than this from their box's median (method \"median\", at most 10 rounds) or from their "
+        "surroundings (\"streams\") are clipped.",
         unit="standard deviation", above=0.0, decides="mask", source=PHOTUTILS_DEFAULT))
     threshold: float = field(default=2.0, metadata=about(
         "A source stands this far above the background.",
@@ -146,6 +157,46 @@ class Rows(Recipe):
         "Direction of the stripes: from the header's FASTAXIS (rows when unknown), or as said.",
         choices=("auto", "rows", "columns"), decides="measurement",
         source="rows in the notebook; FASTAXIS of JWST headers"))
+    dq_flags: int = field(default=0, metadata=about(
+        "Pixels with any of these DQ flags do not count: the sum of their values, 1 is DO_NOT_USE; 0: flags are not "
+        "looked at.",
+        low=0, high=2.0**32 - 1, decides="mask", source="0 in the notebook; flags of the JWST pipeline"))
+    source_threshold: float = field(default=3.5, metadata=about(
+        "Method \"streams\": sources stand this far out of the smoothed image, at scales of 2, 8 and 16 pixels.",
+        unit="standard deviation", above=0.0, decides="mask", source=STREAMS))
+    sky_degree: int = field(default=3, metadata=about(
+        "Method \"streams\": degree of the sky's polynomial.",
+        low=0, high=8, decides="measurement", source=STREAMS))
+    sky_steepness: float = field(default=0.015, metadata=about(
+        "Method \"streams\": the gradient that is expected of a sky, as a part of its level; how steep this one is, is "
+        "read from the data.",
+        above=0.0, high=10.0, decides="measurement", source=STREAMS))
+    large_source_threshold: float = field(default=2.5, metadata=about(
+        "Method \"streams\": a large source's blocks of 64 pixels stand this far above sky and stripes.",
+        unit="standard deviation", above=0.0, decides="measurement", source=STREAMS))
+    large_source_spacing: int = field(default=128, metadata=about(
+        "Method \"streams\": distance of the splines that describe large sources.",
+        unit="pixel", low=64, decides="measurement", source=STREAMS))
+    noise_exponent: float = field(default=1.0, metadata=about(
+        "Method \"streams\": the stripes' power is expected to fall as frequency to minus this.",
+        low=0.4, high=1.8, decides="measurement", source="spacetelescope/jwst#7262; read from the data"))
+    noise_exponent_rms: float = field(default=0.2, metadata=about(
+        "Method \"streams\": by how much that exponent may differ.",
+        above=0.0, decides="measurement", source=STREAMS))
+    stripe_gate: float = field(default=2.0, metadata=about(
+        "Method \"streams\": stripes below this are taken for none, and a frame without stripes is left alone.",
+        unit="standard error", low=0.0, decides="measurement", source=STREAMS))
+    misfit_limit: float = field(default=2.0, metadata=about(
+        "Method \"streams\": where blocks of 64 pixels scatter more than this about sky and large sources, as in a "
+        "nebula, these are not believed, and only what changes from row to row is taken off.",
+        unit="standard deviation", above=0.0, decides="measurement", source=STREAMS))
+    together: bool = field(default=False, metadata=about(
+        "Method \"streams\": exposures of one detector, filter and time span share a sky's shape, and are levelled "
+        "with it; one that disagrees, or is alone, is levelled by itself.",
+        decides="group", source=STREAMS))
+    group_days: float = field(default=10.0, metadata=about(
+        "Length of the time spans within which exposures share a sky; they are counted from MJD 0.",
+        unit="day", above=0.0, decides="group", source=STREAMS))
     n_levels: int = field(default=32, metadata=about(
         "Levels of deblending; only the segmentation product is deblended.",
         low=1, decides="product", source=ROWS_NOTEBOOK))

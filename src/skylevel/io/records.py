@@ -18,6 +18,9 @@ FORMAT = 2
 
 CHECKSUM_BYTES = 4
 
+# Dimensions of a few places, whatever the frame's size.
+_SMALL_DIMS = {"channel", "amplifier", "term", "part", "lag"}
+
 
 def encode_record(record: Mapping[str, Any]) -> bytes:
     """Return a record of `plain` values as the chunk that stores it."""
@@ -50,12 +53,22 @@ def small_values(estimate: xr.Dataset) -> dict[str, Any]:
 
 def is_small(variable: xr.DataArray) -> bool:
     """Return whether a measured variable is part of the record, as an array costs files and milliseconds."""
-    return set(variable.dims) <= {"channel"}
+    return set(variable.dims) <= _SMALL_DIMS
 
 
 def small_variable(dims: Sequence[str], values: Any, dtype: str) -> tuple[tuple[str, ...], np.ndarray]:
     """Return a variable's dimensions and values, from what `small_values` gave of it."""
     return tuple(dims), np.asarray(values, np.dtype(dtype))
+
+
+def stacked_small(records: Sequence[Mapping[str, Any]]) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
+    """Return the small variables that all of some records hold, along `exposure`."""
+    kept = [record["small"] for record in records]
+    return {
+        name: (("exposure", *dims), np.array([small_variable(*small[name])[1] for small in kept]))
+        for name, (dims, *_) in kept[0].items()
+        if all(name in small for small in kept)
+    }
 
 
 def plain(value: Any) -> Any:

@@ -13,7 +13,7 @@ from skylevel.io.camera import write_mosaic
 from skylevel.jobs.job import Facts, Measured, Product, Writing, write_levelled
 from skylevel.jobs.meshes import percentiles, relaxed, write_background
 from skylevel.level.channels import estimate_channels, subtract_channels
-from skylevel.level.smooth import combine_night, unevenness, with_night
+from skylevel.level.smooth import combine_night, unevenness, vignetting_in_corners, with_night
 from skylevel.recipes import Channels, Recipe
 
 # Of a smooth background's gradient: of the sky, left, and expected of noise.
@@ -146,12 +146,21 @@ class ChannelsJob:
         if recipe.method != "smooth" or not recipe.together:
             return None
         known = {name: facts.attributes.get(name) for name in _TAKEN}
-        taken = [f"{value:.3g}{_TAKEN[name]}" for name, value in known.items() if isinstance(value, int | float)]
+        # To three digits, as a clock's last ones make no other exposure time.
+        numbers = {name: float(f"{value:.3g}") for name, value in known.items() if isinstance(value, int | float)}
+        taken = [f"{value:g}{_TAKEN[name]}" for name, value in numbers.items()]
         return "-".join([_night(str(facts.attributes.get("date_obs", ""))), *taken])
 
     def combine(self, members: xr.Dataset, recipe: Channels) -> xr.Dataset:
-        """Solve a night's frames together."""
-        return combine_night(members, recipe)
+        """Solve a night's frames together, and say what they agree on."""
+        night = combine_night(members, recipe)
+        agrees, lens = night["agrees"].values, float(vignetting_in_corners(night).min())
+        if not agrees.any():
+            return night.assign_attrs(finding=": none agrees with another, each is levelled by itself")
+        alone = ", ".join(map(str, night["exposure"].values[~agrees]))
+        left = f"; left to itself: {alone}" if alone else ""
+        finding = f": {agrees.sum()} share a vignetting of {100 * (1 - lens):.0f} % in the corners{left}"
+        return night.assign_attrs(finding=finding)
 
 
 def _mean_square(values: xr.DataArray) -> Any:

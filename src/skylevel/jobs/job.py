@@ -178,8 +178,8 @@ class Job(Protocol):
         Returns
         -------
         Dataset
-            Small, without the dimension `exposure`; `subtract` is given it. What belongs to each exposure alone stands
-            along `member`, whose coordinate names them: of that, `subtract` is given the exposure's own.
+            Small. `subtract` is given it; of what has the dimension `exposure`, the exposure's own value. The
+            attribute ``finding``, where it has one, goes on the line that says that so many were combined.
         """
 
 

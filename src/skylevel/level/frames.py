@@ -1,5 +1,8 @@
 """What a frame must have to be levelled."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import xarray as xr
 
@@ -7,6 +10,15 @@ from skylevel.errors import UnsupportedFrameError
 from skylevel.kernels.pattern import ColorPattern
 
 MESH_DIMS = ("mesh_y", "mesh_x")
+
+# What tells of rows without a truth: meaning, and the unit where it is not the image's.
+JUDGED: Mapping[str, tuple[str, str | None]] = {
+    "stripes_before": ("neighbouring rows' difference on pixels kept out, white noise off", None),
+    "stripes_after": ("the same of the levelled image", None),
+    "scatter_after": ("scatter of neighbouring rows on pixels kept out, over that of white noise", "1"),
+    "source_flux": ("light of sources above the sky, in some of the rows", None),
+    "source_flux_after": ("the same of the levelled image", None),
+}
 
 
 def science_image(frame: xr.Dataset) -> xr.DataArray:
@@ -71,6 +83,11 @@ def mesh_coordinates(shape: tuple[int, int], box_size: tuple[int, int]) -> dict[
 def mesh_shape(shape: tuple[int, ...], box_size: tuple[int, int]) -> tuple[int, int]:
     """Return how many boxes (mesh_y, mesh_x) an image (y, x) has."""
     return -(-shape[0] // box_size[0]), -(-shape[1] // box_size[1])
+
+
+def about_measured(meaning: str, measure: str | None, unit: str) -> dict[str, Any]:
+    """Return the attributes of a measured variable: in the image's unit, or what ``measure`` says, powers of "unit"."""
+    return {"units": unit if measure is None else measure.replace("unit", unit or "1"), "long_name": meaning}
 
 
 def _variable(frame: xr.Dataset, name: str, wanted: str) -> xr.DataArray:

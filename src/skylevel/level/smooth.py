@@ -103,7 +103,7 @@ def combine_night(members: xr.Dataset, recipe: Channels) -> xr.Dataset:
     Returns
     -------
     Dataset
-        ``vignetting`` and ``shared_coefficients`` (channel, order_y, order_x); by `member`: its own
+        ``vignetting`` and ``shared_coefficients`` (channel, order_y, order_x); by `exposure`: its own
         ``background_coefficients``, ``sky_slope`` (channel, axis), ``shift`` (axis), ``rejected_share``, ``agrees``.
     """
     grid = _grid_of(members["sky_level"])
@@ -114,11 +114,17 @@ def combine_night(members: xr.Dataset, recipe: Channels) -> xr.Dataset:
     return _night_dataset(night, members, members["sky_level"].attrs.get("units", ""))
 
 
-def with_night(estimate: xr.Dataset, member: xr.Dataset) -> xr.Dataset:
+def with_night(estimate: xr.Dataset, night: xr.Dataset) -> xr.Dataset:
     """Return a frame's estimate with the background that its night gives it, and the night's vignetting."""
-    found = member.drop_vars(set(member.coords) - set(estimate.coords))
+    found = night.drop_vars(set(night.coords) - set(estimate.coords))
     coefficients = found[COEFFICIENTS].assign_attrs(estimate[COEFFICIENTS].attrs)
     return estimate.assign({COEFFICIENTS: coefficients, "vignetting": found["vignetting"]})
+
+
+def vignetting_in_corners(night: xr.Dataset) -> xr.DataArray:
+    """Return how much of the light comes to a frame's corners (channel,), by a night's vignetting: their mean."""
+    # A polynomial is 1, or 1 and -1, at the ends: of a corners' mean the even orders alone remain.
+    return night["vignetting"][..., ::2, ::2].sum(["order_y", "order_x"])
 
 
 def unevenness(estimate: xr.Dataset) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -136,28 +142,28 @@ def unevenness(estimate: xr.Dataset) -> tuple[NDArray[np.float64], NDArray[np.fl
 
 
 def _night_dataset(night: Night, members: xr.Dataset, units: str) -> xr.Dataset:
-    by_channel, axes = ("channel", *_ORDERS), ("member", "axis")
+    by_channel, axes = ("channel", *_ORDERS), ("exposure", "axis")
     missing = np.full_like(night.vignetting, np.nan)
     shared = missing if night.shared is None else night.shared.coefficients
     adu = {"units": units}
     variables = {
         COEFFICIENTS: (
-            ("member", *by_channel), night.coefficients, adu | {"long_name": "each frame's background above black"}
+            ("exposure", *by_channel), night.coefficients, adu | {"long_name": "each frame's background above black"}
         ),
         "shared_coefficients": (by_channel, shared, adu | {"long_name": "mean background of the frames that agree"}),
         "vignetting": (
             by_channel, night.vignetting, {"units": "1", "long_name": "light that the lens lets through, coefficients"}
         ),
         "sky_slope": (
-            ("member", "channel", "axis"), night.gradient,
+            ("exposure", "channel", "axis"), night.gradient,
             {"units": "1", "long_name": "change of the sky from centre to edge before the lens, as a share of it"},
         ),
         "shift": (axes, night.shift, {"units": "pixel", "long_name": "of large objects against their mean place"}),
-        "rejected_share": ("member", night.rejected_share, {"units": "1", "long_name": "boxes that disagree"}),
-        "agrees": ("member", night.agrees, {"long_name": "whether a frame was solved with the others"}),
+        "rejected_share": ("exposure", night.rejected_share, {"units": "1", "long_name": "boxes that disagree"}),
+        "agrees": ("exposure", night.agrees, {"long_name": "whether a frame was solved with the others"}),
     }  # fmt: skip
     names: dict[Hashable, Any] = {
-        "member": [str(name) for name in members["exposure"].values],
+        "exposure": [str(name) for name in members["exposure"].values],
         "channel": [str(name) for name in members["channel"].values],
         "axis": ["y", "x"],
     }

@@ -272,8 +272,8 @@ def _execute_groups(session: _Session, workers: "_Workers", progress: Progress) 
     stale = [group for group in ledger.stale_groups if group not in waiting]
     for group in stale:
         key = str(ledger.group_key(group))
-        n_members = workers.combine(group, members[group], key, session.store.url)
-        log.info("%s: combined %d exposures", "/".join(group), n_members)
+        found = workers.combine(group, members[group], key, session.store.url)
+        log.info("%s: %s", "/".join(group), found)
     ledger = Ledger(session.store, session.plan)
     asked_for = {exposure.name for exposure in session.left()}
     exposures = [
@@ -314,8 +314,8 @@ class _Workers(Protocol):
     ) -> Generator[Outcome, None, None]:
         """Do some steps of some exposures, and yield each with what came of it, as they finish."""
 
-    def combine(self, group: Group, members: list[Exposure], key: str, url: str) -> int:
-        """Combine a group; returns how many there were."""
+    def combine(self, group: Group, members: list[Exposure], key: str, url: str) -> str:
+        """Combine a group; returns what was found, in words."""
 
 
 class _ThisProcess:
@@ -334,7 +334,7 @@ class _ThisProcess:
             except Exception as error:
                 yield exposure, error
 
-    def combine(self, group: Group, members: list[Exposure], key: str, url: str) -> int:
+    def combine(self, group: Group, members: list[Exposure], key: str, url: str) -> str:
         return combine_group(group, members, key, url, __version__)
 
 
@@ -369,9 +369,9 @@ class _Cluster:
             if exposure.name in self._large:
                 yield exposure, self._in_blocks(exposure, steps[exposure.name], self._where(exposure, group_keys))
 
-    def combine(self, group: Group, members: list[Exposure], key: str, url: str) -> int:
+    def combine(self, group: Group, members: list[Exposure], key: str, url: str) -> str:
         call = partial(combine_group, group, members, key, url, __version__)
-        return int(result_of(self._client.submit(open_sealed, seal(call), pure=False)))
+        return str(result_of(self._client.submit(open_sealed, seal(call), pure=False)))
 
     def _where(self, exposure: Exposure, group_keys: Mapping[str, str]) -> Where:
         return Where(self._url, __version__, group_keys.get(exposure.name))

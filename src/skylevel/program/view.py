@@ -10,6 +10,7 @@ import xarray as xr
 
 from skylevel.errors import StoreError
 from skylevel.io.nodes import RECORD, Place
+from skylevel.io.records import stacked_small
 from skylevel.io.store import ProgramStore
 from skylevel.program.ledger import Ledger, Steps
 from skylevel.program.plan import Exposure, read_plan, store_url
@@ -147,13 +148,8 @@ def _stacked(node: xr.Dataset, measured: Sequence[Exposure], records: Mapping[st
     of_records = [records[exposure.name] for exposure in in_order]
     units = {str(record["facts"].get("unit", "")) for record in of_records}
     facts = [name for name in (*FACTS, *METRICS) if name in dataset]
-    small = {
-        name: (("exposure", *dims), [record["small"][name][1] for record in of_records])
-        for name, (dims, *_) in of_records[0]["small"].items()
-        if all(name in record["small"] for record in of_records)
-    }
     return (
-        dataset.assign(small)
+        dataset.assign(stacked_small(of_records))
         .assign_coords(exposure=[exposure.name for exposure in in_order])
         .set_coords(facts)
         .assign_attrs(unit=units.pop() if len(units) == 1 else "")
