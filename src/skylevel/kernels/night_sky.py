@@ -377,8 +377,9 @@ class _ChannelFit:
 
     def deviations(self, weight: Float) -> Float:
         """Return how far the boxes stand above the surface (view, mesh_y, mesh_x) that is fitted with these weights."""
-        coefficients = self._basis.fit(self._level, self._precision * weight, self._ridge)
-        self._ridge = self._basis.ridge(coefficients, self._stiffness)
+        precision = self._precision * weight
+        coefficients = self._basis.fit(self._level, precision, self._ridge)
+        self._ridge = self._basis.ridge(coefficients, self._basis.variance(precision, self._ridge), self._stiffness)
         residual = np.where(self._good, self._level - self._basis.surface(coefficients), 0.0)
         return np.stack([view.deviations(residual) for view in self._views])
 
@@ -440,18 +441,29 @@ class _Basis:
 
     def fit(self, values: Float, weight: Float, ridge: Float) -> Float:
         """Return the coefficients (term,) of least squares with a penalty `ridge` (term,) on their squares."""
+        return solve_positive(self._normal(weight, ridge), self._moments(weight * values, 1)[*self._pairs.T])
+
+    def variance(self, weight: Float, ridge: Float) -> Float:
+        """Return the variance (term,) that coefficients have after such a fit, where weights are 1 over variances."""
+        return np.diagonal(solve_positive(self._normal(weight, ridge), np.eye(self.n_terms)))
+
+    def _normal(self, weight: Float, ridge: Float) -> Float:
         matrix = self._products(weight)
         matrix[np.diag_indices_from(matrix)] += ridge + 1e-12 * matrix[0, 0]
-        return solve_positive(matrix, self._moments(weight * values, 1)[*self._pairs.T])
+        return matrix
 
-    def ridge(self, coefficients: Float, stiffness: float) -> Float:
-        """Return the penalty (term,) that holds coefficients to the rate at which these fall with their degree."""
+    def ridge(self, coefficients: Float, variance: Float, stiffness: float) -> Float:
+        """Return the penalty (term,) that holds coefficients to the rate at which these fall with their degree.
+
+        What a penalty took of a coefficient is in its variance: without it each penalty would make the next one larger.
+        """
         degrees = np.arange(_TELLING[0], min(_TELLING[1], int(self._degree.max())) + 1)
         if degrees.size < 2:
             return np.zeros(self._degree.size)
         # No smaller than rounding: the logarithm of a constant frame's would be none.
         least = 1e-9 * abs(coefficients[0]) + 1e-30
-        sizes = np.log([np.hypot(_rms(coefficients[self._degree == n]), least) for n in degrees])
+        squares = coefficients**2 + variance + least**2
+        sizes = np.array([0.5 * np.log(np.mean(squares[self._degree == n])) for n in degrees])
         centred = degrees - degrees.mean()
         rate = np.clip(np.sum(centred * sizes) / np.sum(centred**2), *np.log(_RATES))
         expected = np.exp(sizes.mean() + rate * (self._degree - degrees.mean()))
@@ -505,12 +517,15 @@ def _rms(values: Float) -> float:
 
 
 def solve_positive(matrix: Float, right: Float) -> Float:
-    """Return the solution (n,) of a symmetric positive system (n, n), by elimination in a fixed order."""
+    """Return the solution of a symmetric positive system (n, n), by elimination in a fixed order.
+
+    The right side is a vector (n,), or as many as columns of a matrix (n, m).
+    """
     n = len(right)
     rows = np.column_stack([matrix, right])
     for k in range(n):
         rows[k + 1 :, k:] -= (rows[k + 1 :, k] / rows[k, k])[:, None] * rows[k, k:]
-    result = np.zeros(n)
+    result = np.zeros((n, rows.shape[1] - n))
     for k in reversed(range(n)):
-        result[k] = (rows[k, n] - np.sum(rows[k, k + 1 : n] * result[k + 1 :])) / rows[k, k]
-    return result
+        result[k] = (rows[k, n:] - np.sum(rows[k, k + 1 : n, None] * result[k + 1 :], axis=0)) / rows[k, k]
+    return result.reshape(right.shape)
