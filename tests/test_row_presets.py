@@ -10,6 +10,7 @@ from astropy.io import fits
 from programs import image_of, pixels_of, place_of, record_of, skylevel, skylevel_here, write_exposure
 from scenes import make_image
 from skylevel import Rows, level_rows
+from skylevel.errors import SettingsError
 from skylevel.io.store import ProgramStore
 from skylevel.jobs import JOBS
 from skylevel.program.plan import store_url
@@ -217,3 +218,57 @@ def test_time_spans_part_groups(tmp_path: Path) -> None:
     output = run(tmp_path / "in", "program")
     node = Path(store_url(output), place_of(output, "e0").node, "groups")
     assert len([path for path in node.iterdir() if path.is_dir()]) == 3
+
+
+class TestMask:
+    """A user's own mask."""
+
+    @pytest.fixture
+    def spoilt(self) -> tuple[np.ndarray, np.ndarray]:
+        """An image, and the same with light where the mask is."""
+        image = make_image((256, 300), seed=9).image
+        light = image.copy()
+        light[100:140, 20:260] += 0.015
+        return image, light
+
+    def masked(self, path: Path, image: np.ndarray) -> np.ndarray:
+        return level_rows(frame_of(image), Rows(method="streams", mask=str(path)))["row_level"].values
+
+    def test_fits(self, tmp_path: Path, spoilt: tuple[np.ndarray, np.ndarray]) -> None:
+        mask = np.zeros((256, 300), np.uint8)
+        mask[100:140, 20:260] = 1
+        fits.HDUList([fits.PrimaryHDU(), fits.ImageHDU(mask, name="MASK")]).writeto(tmp_path / "mask.fits")
+        clean, found = (self.masked(tmp_path / "mask.fits", image) for image in spoilt)
+        np.testing.assert_array_equal(found, clean)
+        lazy = level_rows(frame_of(spoilt[1]).chunk(y=100), Rows(method="streams", mask=str(tmp_path / "mask.fits")))
+        np.testing.assert_array_equal(lazy["row_level"].values, clean)
+
+    def test_regions(self, tmp_path: Path, spoilt: tuple[np.ndarray, np.ndarray]) -> None:
+        pytest.importorskip("regions")
+        text = "# Region file format: DS9\nimage\nbox(141,121,250,50,0)\ncircle(9000,9000,3)\n"
+        (tmp_path / "mask.reg").write_text(text)
+        clean, found = (self.masked(tmp_path / "mask.reg", image) for image in spoilt)
+        np.testing.assert_array_equal(found, clean)
+
+    def test_another_content_is_another_recipe(self, tmp_path: Path) -> None:
+        path = tmp_path / "mask.fits"
+        fits.PrimaryHDU(np.zeros((8, 8), np.uint8)).writeto(path)
+        before = Rows(mask=str(path))
+        assert Rows(**before.to_dict()) == before
+        fits.PrimaryHDU(np.ones((8, 8), np.uint8)).writeto(path, overwrite=True)
+        assert Rows(mask=str(path)).hash != before.hash
+        with pytest.raises(SettingsError, match="changed since"):
+            level_rows(frame_of(np.ones((8, 8), np.float32)), before)
+
+    @pytest.mark.parametrize("content", [b"", b"SIMPLE  = nothing", b"x" * 5000])
+    def test_what_is_no_mask_is_refused_by_name(self, tmp_path: Path, content: bytes) -> None:
+        (tmp_path / "mask.fits").write_bytes(content)
+        with pytest.raises(SettingsError, match="mask.fits"):
+            self.masked(tmp_path / "mask.fits", make_image((64, 64)).image)
+
+    def test_one_of_another_size_is_refused(self, tmp_path: Path) -> None:
+        fits.PrimaryHDU(np.zeros((8, 8), np.uint8)).writeto(tmp_path / "mask.fits")
+        with pytest.raises(SettingsError, match="the mask is"):
+            self.masked(tmp_path / "mask.fits", make_image((64, 64)).image)
+        with pytest.raises(SettingsError, match="cannot be read"):
+            Rows(mask=str(tmp_path / "none.fits"))
