@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypedDict, Unpack
 
 from skylevel.errors import SettingsError
@@ -42,6 +43,9 @@ class Allowed(TypedDict, total=False):
     odd: bool
     choices: tuple[str, ...]
 
+
+# Between a mask's path and the digest of its content.
+_DIGEST_MARK, _DIGEST_LENGTH = "#sha256:", 32
 
 _ANYTHING: Allowed = {"low": -math.inf, "high": math.inf, "above": -math.inf, "odd": False, "choices": ()}
 
@@ -161,6 +165,11 @@ class Rows(Recipe):
         "Pixels with any of these DQ flags do not count: the sum of their values, 1 is DO_NOT_USE; 0: flags are not "
         "looked at.",
         low=0, high=2.0**32 - 1, decides="mask", source="0 in the notebook; flags of the JWST pipeline"))
+    mask: str = field(default="", metadata=about(
+        "File of a mask of your own: FITS, where pixels that are not 0 do not count; or DS9 regions (.reg), in "
+        "pixels or on the sky, with the extra skylevel[regions]. Workers read it under the same path; its content is "
+        "part of what decides whether something is done again.",
+        decides="mask", source="none in the notebook"))
     source_threshold: float = field(default=3.5, metadata=about(
         "Method \"streams\": sources stand this far out of the smoothed image, at scales of 2, 8 and 16 pixels.",
         unit="standard deviation", above=0.0, decides="mask", source=STREAMS))
@@ -203,6 +212,11 @@ class Rows(Recipe):
     contrast: float = field(default=0.001, metadata=about(
         "Fraction of a source's flux that makes a peak its own object in the segmentation product.",
         low=0.0, high=1.0, decides="product", source=ROWS_NOTEBOOK))  # fmt: skip
+
+
+    def __post_init__(self) -> None:
+        Recipe.__post_init__(self)
+        object.__setattr__(self, "mask", _pinned(self.mask))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -298,6 +312,23 @@ def cards_of(attributes: Mapping[str, Any]) -> tuple[list[Card], list[str]]:
     return cards, [f"skylevel {version} {name}: {attributes.get('skylevel_settings', '')}"]
 
 
+def split_mask(reference: str) -> tuple[str, str]:
+    """Return the path of a mask and the digest of its content, from what `Rows.mask` holds."""
+    path, mark, digest = reference.rpartition(_DIGEST_MARK)
+    return (path, digest) if mark else (reference, "")
+
+
+def _pinned(mask: str) -> str:
+    """Return a mask's absolute path with the digest of its content, which so is part of every key."""
+    if not mask or _DIGEST_MARK in mask:
+        return mask
+    try:
+        content = Path(mask).expanduser().read_bytes()
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"rows.mask = {mask!r}: cannot be read: {error}") from error
+    return f"{Path(mask).expanduser().absolute()}{_DIGEST_MARK}{hashlib.sha256(content).hexdigest()[:_DIGEST_LENGTH]}"
+
+
 def canonical_hash(value: Any) -> str:
     """Return the SHA-256 (64 hex digits) of the canonical JSON of plain values: the same on every machine."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
@@ -346,7 +377,8 @@ def _checked(recipe: str, setting: dataclasses.Field[Any], value: Any) -> Any:
     if setting.type is bool:
         return _boolean(label, value)
     if setting.type is str:
-        return _choice(label, setting.metadata["choices"], value)
+        choices = setting.metadata["choices"]
+        return _choice(label, choices, value) if choices else _text(label, value)
     number = _number(label, setting.metadata, value)
     if setting.type is float:
         return number
@@ -385,6 +417,12 @@ def _boolean(label: str, value: Any) -> bool:
     if isinstance(value, str) and value.lower() in known:
         return known[value.lower()]
     raise SettingsError(f"{label} = {value!r}: needs true or false")
+
+
+def _text(label: str, value: Any) -> str:
+    if not isinstance(value, str) or "\0" in value:
+        raise SettingsError(f"{label} = {value!r}: needs text")
+    return value
 
 
 def _choice(label: str, choices: tuple[str, ...], value: Any) -> str:

@@ -48,7 +48,7 @@ def _is_record(record: Any) -> bool:
 
 def small_values(estimate: xr.Dataset) -> dict[str, Any]:
     """Return those variables of an estimate, in memory, that have a value or one a channel, as a record keeps them."""
-    return {str(name): [list(v.dims), v.values, v.dtype.name] for name, v in estimate.items() if is_small(v)}
+    return {str(name): [list(v.dims), v.values, v.dtype.name, v.attrs] for name, v in estimate.items() if is_small(v)}
 
 
 def is_small(variable: xr.DataArray) -> bool:
@@ -56,19 +56,23 @@ def is_small(variable: xr.DataArray) -> bool:
     return set(variable.dims) <= _SMALL_DIMS
 
 
-def small_variable(dims: Sequence[str], values: Any, dtype: str) -> tuple[tuple[str, ...], np.ndarray]:
-    """Return a variable's dimensions and values, from what `small_values` gave of it."""
-    return tuple(dims), np.asarray(values, np.dtype(dtype))
+def small_variable(
+    dims: Sequence[str], values: Any, dtype: str, attrs: Mapping[str, Any] | None = None
+) -> tuple[tuple[str, ...], np.ndarray, dict[str, Any]]:
+    """Return a variable's dimensions, values and attributes, from what `small_values` gave of it."""
+    return tuple(dims), np.asarray(values, np.dtype(dtype)), dict(attrs or {})
 
 
-def stacked_small(records: Sequence[Mapping[str, Any]]) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
-    """Return the small variables that all of some records hold, along `exposure`."""
+def stacked_small(records: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Any, ...]]:
+    """Return the small variables that all of some records hold, along `exposure`: dimensions, values, attributes."""
     kept = [record["small"] for record in records]
-    return {
-        name: (("exposure", *dims), np.array([small_variable(*small[name])[1] for small in kept]))
-        for name, (dims, *_) in kept[0].items()
-        if all(name in small for small in kept)
-    }
+    stacked = {}
+    for name in kept[0]:
+        if all(name in small for small in kept):
+            of_each = [small_variable(*small[name]) for small in kept]
+            dims, _, attrs = of_each[0]
+            stacked[name] = (("exposure", *dims), np.array([values for _, values, _ in of_each]), attrs)
+    return stacked
 
 
 def plain(value: Any) -> Any:

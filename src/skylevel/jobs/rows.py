@@ -96,7 +96,8 @@ class RowsJob:
         """Say how many rows were measured, how much of the frame sources take, and what became of the stripes."""
         levels, left = estimate["row_level"], int(estimate["row_level"].isnull().sum())
         what = "rows" if "y" in levels.dims else "columns"
-        amplifiers = f" of {levels.sizes['amplifier']} amplifiers" if "amplifier" in levels.dims else ""
+        n_amplifiers = levels.sizes.get("amplifier", 1)
+        amplifiers = f" of {n_amplifiers} amplifiers" if n_amplifiers > 1 else ""
         kept = f", {left} left as they were" if left else ""
         masked = 100 * float(estimate["source_mask"].mean())
         measured = f"measured {levels.sizes[levels.dims[0]]} {what}{amplifiers}{kept}"
@@ -122,16 +123,18 @@ class RowsJob:
         """Suggest what keeps sky and sources, where the median takes them."""
         if recipe.method != "median" or not metrics:
             return ""
-        light = [m for m in metrics if _lost_light(m) > _LIGHT_LOST]
-        sky = [m for m in metrics if abs(_number(m, "sky_gradient")) > _SKY_LOST]
-        if not light and not sky:
+        losses = {
+            "light of sources": sum(_lost_light(m) > _LIGHT_LOST for m in metrics),
+            "a gradient of the sky": sum(_number(m, "sky_gradient") > _SKY_LOST for m in metrics),
+        }
+        taken = [f"{what} in {n}" for what, n in losses.items() if n]
+        left = sum(_number(m, "scatter_after") > _STRIPES_LEFT for m in metrics)
+        said = [f"took {' and '.join(taken)}"] if taken else []
+        said += [f"left stripes of single amplifiers in {left}"] if left else []
+        if not said:
             return ""
-        what = [f"light of sources in {len(light)}"] if light else []
-        what += [f"a gradient of the sky in {len(sky)}"] if sky else []
-        return (
-            f"of {len(metrics)} exposures the rows' medians took {' and '.join(what)}: --preset best keeps them, "
-            "--preset program too, where exposures share a sky"
-        )
+        said_of = f"of {len(metrics)} exposures the rows' medians"
+        return f"{said_of} {' and '.join(said)}: --preset best, or program, does not"
 
     def group(self, recipe: Rows, facts: Facts) -> str | None:
         """Return the readout and the time span, where exposures are levelled together; a mosaic is alone."""
@@ -155,8 +158,9 @@ class RowsJob:
         return sky.assign_attrs(finding=finding)
 
 
-# Shares of the sources' light, and of the sky's level across the frame, that are worth a word.
-_LIGHT_LOST, _SKY_LOST = 0.05, 0.01
+# What is worth a word: a share of the sources' light; a change of the sky's level across the frame; a scatter of
+# rows, over that of their noise.
+_LIGHT_LOST, _SKY_LOST, _STRIPES_LEFT = 0.02, 0.01, 1.3
 _GRADIENT_BOXES = 4
 
 

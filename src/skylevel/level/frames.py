@@ -11,13 +11,13 @@ from skylevel.kernels.pattern import ColorPattern
 
 MESH_DIMS = ("mesh_y", "mesh_x")
 
-# What tells of rows without a truth: meaning, and the unit where it is not the image's.
-JUDGED: Mapping[str, tuple[str, str | None]] = {
-    "stripes_before": ("neighbouring rows' difference on pixels kept out, white noise off", None),
-    "stripes_after": ("the same of the levelled image", None),
-    "scatter_after": ("scatter of neighbouring rows on pixels kept out, over that of white noise", "1"),
-    "source_flux": ("light of sources above the sky, in some of the rows", None),
-    "source_flux_after": ("the same of the levelled image", None),
+# What tells of rows without a truth: meaning, and in which power of the image's unit.
+JUDGED: Mapping[str, tuple[str, int]] = {
+    "stripes_before": ("neighbouring rows' difference on pixels kept out, white noise off", 1),
+    "stripes_after": ("the same of the levelled image", 1),
+    "scatter_after": ("scatter of neighbouring rows on pixels kept out, over that of white noise", 0),
+    "source_flux": ("light of sources above the sky, in some of the rows", 1),
+    "source_flux_after": ("the same of the levelled image", 1),
 }
 
 
@@ -85,9 +85,14 @@ def mesh_shape(shape: tuple[int, ...], box_size: tuple[int, int]) -> tuple[int, 
     return -(-shape[0] // box_size[0]), -(-shape[1] // box_size[1])
 
 
-def about_measured(meaning: str, measure: str | None, unit: str) -> dict[str, Any]:
-    """Return the attributes of a measured variable: in the image's unit, or what ``measure`` says, powers of "unit"."""
-    return {"units": unit if measure is None else measure.replace("unit", unit or "1"), "long_name": meaning}
+def about_measured(meaning: str, power: int, unit: str) -> dict[str, Any]:
+    """Return the attributes of what is measured in a power of the image's unit."""
+    return {"units": unit_power(unit, power), "long_name": meaning}
+
+
+def unit_power(unit: str, power: int) -> str:
+    """Return a power of a unit as astropy reads it; empty where the unit is unknown, or the power 0."""
+    return unit if power == 1 or not unit else f"({unit})**{power}" if power else ""
 
 
 def _variable(frame: xr.Dataset, name: str, wanted: str) -> xr.DataArray:

@@ -7,13 +7,14 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from skylevel.io.masks import read_mask
 from skylevel.kernels.amplifiers import Amplifiers
 from skylevel.kernels.mesh import Clipping, Mesh, box_statistics, clip_box_size
 from skylevel.kernels.row_metrics import judged_light, judged_stripes
 from skylevel.kernels.sources import Detection, above_threshold, connected, smooth
 from skylevel.kernels.stripes import row_level
 from skylevel.kernels.tile import Tile
-from skylevel.level.arrays import Array, Output, as_array, gather, later, map_rows, map_tiles
+from skylevel.level.arrays import Array, Output, as_array, beside, gather, later, map_rows, map_tiles
 from skylevel.level.background import box_output, finished_mesh, measure_boxes, mesh_dataset, mesh_fields
 from skylevel.level.frames import JUDGED, about_measured, science_image
 from skylevel.level.images import levels_images
@@ -107,10 +108,14 @@ def detect_rows(frame: xr.Dataset, recipe: Rows) -> xr.Dataset:
 
 
 def _counted_image(frame: xr.Dataset, recipe: Rows) -> xr.DataArray:
-    """Return `sci` with NaN where a pixel's flags say that it does not count."""
+    """Return `sci` with NaN where a pixel's flags, or the user's mask, say that it does not count."""
     image = science_image(frame)
     if recipe.dq_flags and "dq" in frame:
         image = image.where((frame["dq"] & np.uint32(recipe.dq_flags)) == 0)
+    if recipe.mask:
+        cards = str(frame.attrs.get("wcs", ""))
+        of_user = beside(image.data, read_mask, recipe.mask, image.shape, cards, dtype=np.bool_)
+        image = image.where(~xr.DataArray(of_user, dims=image.dims))
     return image
 
 

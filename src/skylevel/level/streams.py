@@ -29,32 +29,32 @@ _HELD_OUT = 16, 64
 # Rows between two of which the sources' light is looked at.
 _FLUX_STEP = 8
 
-# What is stored of a measurement: name in the store (and in `StreamMeasurement`), dimensions, dtype, meaning; the unit
-# where it is not the image's.
-_ARRAYS: Mapping[str, tuple[tuple[str, ...], type, str, str | None]] = {
-    "cell": (("cell_y", "cell_x"), np.float32, "mean of 32 pixels of a row, sources left out", None),
-    "weight": (("cell_y", "cell_x"), np.float32, "inverse variance of a cell", "unit**-2"),
-    "coarse_cell": (("coarse_y", "coarse_x"), np.float32, "mean of 16 rows by 64 pixels, less quick stripes", None),
-    "coarse_weight": (("coarse_y", "coarse_x"), np.float32, "inverse variance of a coarse cell", "unit**-2"),
-    "node": (("node_y", "node_x"), np.float32, "height of a large source's spline; NaN where none is", None),
-    "sky": (("term",), np.float32, "Legendre coefficient of the sky", None),
-    "scatter": (("part", "lag"), np.float32, "scatter of rows' differences: shared, own, and its error", "unit**2"),
-    "n_rows": ((), np.int64, "rows behind the scatter", "1"),
-    "sky_level": ((), np.float64, "level of the sky", None),
-    "white_noise": ((), np.float64, "standard deviation of a pixel", None),
-    "misfit": ((), np.float64, "scatter of blocks about the model, over that of white noise", "1"),
-    "believed": ((), np.bool_, "whether the model of sky and sources was used", "1"),
-    "used": ((), np.float64, "share of the good pixels that the cells kept", "1"),
+# What is stored of a measurement: name in the store (and in `StreamMeasurement`), dimensions, dtype, meaning, and in
+# which power of the image's unit.
+_ARRAYS: Mapping[str, tuple[tuple[str, ...], type, str, int]] = {
+    "cell": (("cell_y", "cell_x"), np.float32, "mean of 32 pixels of a row, sources left out", 1),
+    "weight": (("cell_y", "cell_x"), np.float32, "inverse variance of a cell", -2),
+    "coarse_cell": (("coarse_y", "coarse_x"), np.float32, "mean of 16 rows by 64 pixels, less quick stripes", 1),
+    "coarse_weight": (("coarse_y", "coarse_x"), np.float32, "inverse variance of a coarse cell", -2),
+    "node": (("node_y", "node_x"), np.float32, "height of a large source's spline; NaN where none is", 1),
+    "sky": (("term",), np.float32, "Legendre coefficient of the sky", 1),
+    "scatter": (("part", "lag"), np.float32, "scatter of rows' differences: shared, own, and its error", 2),
+    "n_rows": ((), np.int64, "rows behind the scatter", 0),
+    "sky_level": ((), np.float64, "level of the sky", 1),
+    "white_noise": ((), np.float64, "standard deviation of a pixel", 1),
+    "misfit": ((), np.float64, "scatter of blocks about the model, over that of white noise", 0),
+    "believed": ((), np.bool_, "whether the model of sky and sources was used", 0),
+    "used": ((), np.float64, "share of the good pixels that the cells kept", 0),
 }
 _NOISE = {
-    "stripes_common": ("power of the stripes that amplifiers share", "unit**2"),
-    "stripes_own": ("power of each amplifier's own stripes", "unit**2"),
-    "stripes_exponent": ("the stripes' power falls as frequency to minus this", "1"),
+    "stripes_common": ("power of the stripes that amplifiers share", 2),
+    "stripes_own": ("power of each amplifier's own stripes", 2),
+    "stripes_exponent": ("the stripes' power falls as frequency to minus this", 0),
 }
 _READOUT = {
-    "amplifier_first": ((), np.int64, "column of the first amplifier's first pixel", "pixel"),
-    "amplifier_width": ((), np.int64, "columns of an amplifier", "pixel"),
-    "right_to_left": (("amplifier",), np.bool_, "whether an amplifier was read towards smaller x", "1"),
+    "amplifier_first": ((), np.int64, "column of the first amplifier's first pixel", 0),
+    "amplifier_width": ((), np.int64, "columns of an amplifier", 0),
+    "right_to_left": (("amplifier",), np.bool_, "whether an amplifier was read towards smaller x", 0),
 }
 
 
@@ -136,8 +136,8 @@ def estimate_streams(image: xr.DataArray, header: Mapping[str, Any], recipe: Row
     sizes = _sizes(grid, settings)
     described = {**_ARRAYS, **_READOUT, **{n: ((), np.float64, *about) for n, about in {**_NOISE, **JUDGED}.items()}}
     variables = {
-        name: variable(name, dims, tuple(sizes[d] for d in dims), dtype, about_measured(meaning, measure, unit))
-        for name, (dims, dtype, meaning, measure) in described.items()
+        name: variable(name, dims, tuple(sizes[d] for d in dims), dtype, about_measured(meaning, power, unit))
+        for name, (dims, dtype, meaning, power) in described.items()
     }
     across = {"y": "row", "x": "column"}[dim]
     about = {"units": unit, "long_name": f"stripes: level of each {across} and amplifier"}
@@ -277,14 +277,14 @@ def combine_streams(members: xr.Dataset, recipe: Rows) -> xr.Dataset:
         nothing = np.full(len(measurements), np.nan, np.float32)
         terms = np.full(first.sizes["term"] - 1, np.nan)
         sky = GroupSky(terms, np.nan, StreamNoise(np.nan, np.nan, np.nan), nothing, np.zeros(len(nothing), bool))
-    unit = str(first["row_level"].attrs.get("units", ""))
-    shared = {"units": "1", "long_name": "Legendre coefficients of the shared sky but the first, over its level"}
+    unit = str(first["white_noise"].attrs.get("units", ""))
+    shared = {"units": "", "long_name": "Legendre coefficients of the shared sky but the first, over its level"}
     return xr.Dataset(
         {
             "sky_shape": (("term",), sky.shape, shared),
             "reference": ((), sky.reference, {"units": unit, "long_name": "the shared sky's level"}),
             **{n: ((), v, about_measured(*_NOISE[n], unit)) for n, v in zip(_NOISE, sky.noise, strict=True)},
-            "distance": (("exposure",), sky.distance, {"units": "1", "long_name": "of a sky, 1 is expected"}),
+            "distance": (("exposure",), sky.distance, {"long_name": "of a sky from the shared one, 1 is expected"}),
             "member": (("exposure",), sky.member, {"long_name": "whether an exposure takes the shared sky"}),
         },
         coords={"exposure": members["exposure"]} if "exposure" in members.coords else {},

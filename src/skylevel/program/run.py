@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from distributed import Client, Future, KilledWorker
 from skylevel.errors import SchedulerLostError, SettingsError, SkylevelError
 from skylevel.io.remote import remove_leftovers
 from skylevel.io.store import ProgramStore
+from skylevel.jobs import job_of
 from skylevel.program.cluster import check_workers, connect, worker_memory
 from skylevel.program.combine import combine_group
 from skylevel.program.fan_out import fan_out, result_of
@@ -61,12 +63,15 @@ class ProgramResult:
         Why each other one failed, by name.
     skipped : list of str
         Exposures that were done already.
+    advice : list of str
+        What their jobs suggest for those that were worked on, by what was measured.
     """
 
     output: str
     done: list[Record] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
+    advice: list[str] = field(default_factory=list)
 
     @property
     def store(self) -> str:
@@ -263,6 +268,20 @@ def _execute(session: _Session, workers: "_Workers", progress: Progress | None) 
     except OSError as error:
         # Such as a full disk: what is measured is stored without it, and the next run writes it.
         log.warning("%s: names and header facts are not written: %s", session.store.url, error)
+    session.result.advice.extend(_advice(session))
+
+
+def _advice(session: _Session) -> list[str]:
+    """Return what jobs suggest for the exposures that were worked on."""
+    done = {record.name for record in session.result.done}
+    placed = {e.place: e for e in session.plan if e.place and e.name in done}
+    metrics: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    recipes = {}
+    for place, record in session.store.read_records(placed).items():
+        recipe = placed[place].recipe
+        recipes[recipe.hash] = recipe
+        metrics[recipe.hash].append(record["metrics"])
+    return [text for key, recipe in recipes.items() if (text := job_of(recipe).advice(metrics[key], recipe))]
 
 
 def _execute_groups(session: _Session, workers: "_Workers", progress: Progress) -> None:

@@ -12,6 +12,7 @@ from skylevel.errors import StoreError
 from skylevel.io.nodes import RECORD, Place
 from skylevel.io.records import stacked_small
 from skylevel.io.store import ProgramStore
+from skylevel.level.frames import unit_power
 from skylevel.program.ledger import Ledger, Steps
 from skylevel.program.plan import Exposure, read_plan, store_url
 
@@ -29,8 +30,11 @@ METRICS = {
     "masked_fraction": {"units": "1", "long_name": "share of the pixels in sources"},
     "unlevelled": {"units": "1", "long_name": "rows or columns left as they were"},
 }
-# Arrays in the units of the exposure.
-_IN_ITS_UNITS = ("row_level", "background", "background_rms")
+# Arrays in powers of the unit of the exposure.
+_POWERS = {
+    **dict.fromkeys(("row_level", "background", "background_rms", "cell", "coarse_cell", "node"), 1),
+    **dict.fromkeys(("weight", "coarse_weight"), -2),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +138,8 @@ def _facts(exposures: Sequence[Exposure], records: Mapping[Place, Mapping[str, A
 
 def _attributes(records: Mapping[Place, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     units = {str(record.get("facts", {}).get("unit", "")) for record in records.values()}
-    unit = {"units": units.pop() if len(units) == 1 else ""}
-    return {**FACTS, **METRICS, **dict.fromkeys(_IN_ITS_UNITS, unit)}
+    unit = units.pop() if len(units) == 1 else ""
+    return {**FACTS, **METRICS, **{name: {"units": unit_power(unit, power)} for name, power in _POWERS.items()}}
 
 
 def _stacked(node: xr.Dataset, measured: Sequence[Exposure], records: Mapping[str, Mapping[str, Any]]) -> xr.Dataset:
