@@ -19,7 +19,7 @@ from skylevel.kernels.night_sky import (
     mesh_of,
     solve_positive,
 )
-from skylevel.kernels.own_boxes import OwnBoxes, measure_boxes
+from skylevel.kernels.own_boxes import LEVEL_ERROR, OwnBoxes, measure_boxes
 from skylevel.kernels.pattern import ColorPattern
 from skylevel.kernels.tile import Tile
 
@@ -52,7 +52,7 @@ def errors_of(found, pattern, shape):
 def make_boxes(sky, *, noise=1.0, n_good=500, seed=0):
     """Boxes of one channel whose levels have an error of `noise`."""
     rng = np.random.default_rng(seed)
-    rms = np.full(sky.shape, noise * np.sqrt(n_good) / 1.2533, np.float32)
+    rms = np.full(sky.shape, noise * np.sqrt(n_good) / LEVEL_ERROR, np.float32)
     level = (sky + rng.normal(scale=noise, size=sky.shape)).astype(np.float32)
     return OwnBoxes(*(field[None] for field in (level, rms, np.full(sky.shape, n_good, np.float32))))
 
@@ -209,7 +209,7 @@ def test_a_positive_system_is_solved(n, seed):
     np.testing.assert_allclose(solve_positive(matrix, matrix @ solution), solution, atol=1e-8)
 
 
-def test_an_error_is_that_of_a_median():
+def test_an_error_is_that_of_a_level():
     boxes = make_boxes(np.full((3, 4), 100.0), noise=2.0)
     boxes.n_good[0, 1, 1] = 0
     error = level_error(boxes)

@@ -22,6 +22,9 @@ _HELD_OUT = ("before", "after", "noise")
 # How a picture was taken, as far as it decides the vignetting and how bright a large object is.
 _TAKEN = {"focal_length": "mm", "aperture": "f", "exposure_time": "s", "iso": "iso"}
 
+# What a surface leaves of a smooth sky is noise: if it is so many times as much, the frame shows something else.
+_NO_SKY = 5.0
+
 # Frames of a night that are worth solving together.
 _A_FEW = 4
 
@@ -107,6 +110,8 @@ class ChannelsJob:
                 f"; {left_out:.1f} % of the boxes left out; of the sky's gradient, {before:.1f} rms, {after:.2f} is "
                 f"left in boxes kept out of the fit, {noise:.2f} of noise alone"
             )
+            if after > _NO_SKY * noise:
+                remark += "; this is no smooth sky, or one with light nearly everywhere: look at the result"
         return f"measured the background (median, ADU): {text}{remark}"
 
     def metrics(self, estimate: xr.Dataset) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from scipy.ndimage import gaussian_filter
 
 from skylevel.errors import NoBackgroundError, SettingsError, ShapeError
 from skylevel.kernels.mesh import weighted_sum
-from skylevel.kernels.own_boxes import OwnBoxes
+from skylevel.kernels.own_boxes import LEVEL_ERROR, OwnBoxes
 
 Float = NDArray[np.float64]
 Float32 = NDArray[np.float32]
@@ -45,9 +45,6 @@ _BOXES_PER_TERM = 3
 # Degrees whose coefficients tell how fast a sky's coefficients fall; and the rates that are believed.
 _TELLING = (2, 6)
 _RATES = (0.2, 0.7)
-
-# Error of a median over that of a mean, of Gaussian noise.
-_MEDIAN_ERROR = 1.2533
 
 
 class Fitting(NamedTuple):
@@ -283,7 +280,7 @@ def check_boxes(boxes: OwnBoxes, grid: Grid) -> None:
 def level_error(boxes: OwnBoxes) -> Float:
     """Return the standard error of boxes' levels, in the shape of `boxes`; infinite where a box has no pixel."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        error = _MEDIAN_ERROR * boxes.rms.astype(np.float64) / np.sqrt(boxes.n_good)
+        error = LEVEL_ERROR * boxes.rms.astype(np.float64) / np.sqrt(boxes.n_good)
     return np.where(boxes.n_good > 0, error, np.inf)
 
 

@@ -29,10 +29,12 @@ FACTS = {
 METRICS = {
     "masked_fraction": {"units": "1", "long_name": "share of the pixels in sources"},
     "unlevelled": {"units": "1", "long_name": "rows or columns left as they were"},
+    "boxes_left_out": {"units": "1", "long_name": "share of the boxes that hold light, or no pixel"},
 }
 # Arrays in powers of the unit of the exposure.
 _POWERS = {
     **dict.fromkeys(("row_level", "background", "background_rms", "cell", "coarse_cell", "node"), 1),
+    **dict.fromkeys(("sky_level", "background_coefficients"), 1),
     **dict.fromkeys(("weight", "coarse_weight"), -2),
 }
 
