@@ -387,7 +387,9 @@ class ProgramStore:
         self._group(f"{node}/{_GROUPS}")
         url = f"{self.url}/{node}/{_GROUPS}/{safe_component(group)}"
         encoding = {name: {"compressors": COMPRESSORS} for name, v in result.items() if v.ndim}
-        result.drop_attrs(deep=False).to_zarr(
+        # Text of one length has no place in the format's specification.
+        texts = {name: value.astype(object) for name, value in result.coords.items() if value.dtype.kind in "UT"}
+        result.assign_coords(texts).drop_attrs(deep=False).to_zarr(
             url, mode="w", consolidated=False, zarr_format=3, encoding=encoding, write_empty_chunks=True
         )
         zarr.open_group(url, mode="r+").attrs["key"] = key
