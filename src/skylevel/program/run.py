@@ -167,6 +167,7 @@ def run_plan(
     if left:
         with (target or Target()).connected(len(left)) as client:
             _execute(session, _Cluster(client, session), progress)
+    _describe(session)
     return session.result
 
 
@@ -187,6 +188,7 @@ def run_partition(
     log.info("share %d of %d: %d exposures, %d done already", *share, len(mine), len(session.result.skipped))
     if session.left():
         _execute(session, _ThisProcess(session.store.url), progress)
+    _describe(session)
     return session.result
 
 
@@ -213,6 +215,7 @@ def export_program(
         session = _Session(store, plan, steps, forecast(measured), result)
         with (target or Target()).connected(len(measured)) as client:
             _execute(session, _Cluster(client, session), progress)
+        _describe(session)
     return result
 
 
@@ -258,6 +261,10 @@ def _execute(session: _Session, workers: "_Workers", progress: Progress | None) 
         _collect(session, outcomes, counted(progress, 0, total))
     if combined:
         _execute_groups(session, workers, counted(progress, len(alone), total))
+
+
+def _describe(session: _Session) -> None:
+    """Write what is known of the exposures beside what was measured of them, unless an earlier run did."""
     try:
         describe_program(session.store, session.plan)
     except OSError as error:
