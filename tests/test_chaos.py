@@ -165,7 +165,7 @@ class Chaos:
             time.sleep(0.002)
 
     def _choose(self, command: Command, cluster: Dask | None) -> tuple[str, psutil.Process | None]:
-        others = ("worker", "scheduler") if cluster else ("worker", "worker")
+        others = ("worker", "scheduler", "scheduler") if cluster else ("worker", "worker")
         victim = self.random.choice(("client", *others))
         with suppress(psutil.NoSuchProcess):
             if victim == "worker":
@@ -198,7 +198,8 @@ def test_killed_at_random(
     chaos = Chaos(f"{SEED}-{number}", tmp_path, duration)
     run = ("run", program, "--output", tmp_path / "out")
     for attempt in range(chaos.random.choice((1, 1, 2))):
-        cluster = theirs() if chaos.random.random() < 0.4 else None
+        # Ten rounds meet each kind of cluster.
+        cluster = theirs() if (number + attempt) % 3 == 2 else None
         where = ("--cluster", cluster.address) if cluster else ("--workers", 2)
         command = Command(tmp_path, *run, *where, log=f"log{attempt}")
         try:
