@@ -178,6 +178,7 @@ def run_plan(
         if left:
             with (target or Target()).connected(len(left)) as client:
                 _execute(session, _Cluster(client, session), progress)
+        _describe(session)
     return session.result
 
 
@@ -198,6 +199,7 @@ def run_partition(
         log.info("share %d of %d: %d exposures, %d done already", *share, len(left) + len(skipped), len(skipped))
         if left:
             _execute(session, _ThisProcess(session), progress)
+        _describe(session)
     return session.result
 
 
@@ -233,6 +235,7 @@ def _export(
         session = _Session(store, lock, plan, steps, forecast(measured), result)
         with target.connected(len(measured)) as client:
             _execute(session, _Cluster(client, session), progress)
+        _describe(session)
     return result
 
 
@@ -285,6 +288,10 @@ def _execute(session: _Session, workers: "_Workers", progress: Progress | None) 
         # The last two shares may both be the last to have measured their own.
         with session.store.combining():
             _execute_groups(session, workers, counted(progress, len(alone), total))
+
+
+def _describe(session: _Session) -> None:
+    """Write what is known of the exposures beside what was measured of them, unless an earlier run did."""
     try:
         describe_program(session.store, session.plan)
     except OSError as error:

@@ -10,11 +10,12 @@ import xarray as xr
 
 from skylevel.errors import StoreError
 from skylevel.io.nodes import RECORD, Place
-from skylevel.io.records import stacked_small
+from skylevel.io.records import plain, stacked_small
 from skylevel.io.store import ProgramStore
 from skylevel.level.frames import unit_power
 from skylevel.program.ledger import Ledger, Steps
 from skylevel.program.plan import Exposure, read_plan, store_url
+from skylevel.recipes import canonical_hash
 
 # Facts of an exposure, and numbers measured of it, that become coordinates along `exposure`.
 FACTS = {
@@ -111,6 +112,9 @@ def open_program(output: str | PathLike[str]) -> xr.DataTree:
 def describe_program(store: ProgramStore, plan: Sequence[Exposure]) -> None:
     """Write what is known of the measured exposures beside their arrays, for any client to see; the driver's last step.
 
+    Where that is written already nothing is. A run that was killed before it got here leaves it to the next one, which
+    may find nothing else to do.
+
     Parameters
     ----------
     store : ProgramStore
@@ -122,10 +126,16 @@ def describe_program(store: ProgramStore, plan: Sequence[Exposure]) -> None:
         for exposure in plan:
             if exposure.place:
                 nodes[exposure.place.node].append(exposure)
+        told: dict[str, tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]] = {}
         for node, exposures in nodes.items():
             records = store.read_records(exposure.place for exposure in exposures if exposure.place)
-            store.describe(node, _facts(exposures, records), _attributes(records))
-        store.finish()
+            told[node] = _facts(exposures, records), _attributes(records)
+        key = canonical_hash(plain(told))
+        if store.described() == key:
+            return
+        for node, (facts, attributes) in told.items():
+            store.describe(node, facts, attributes)
+        store.finish(key)
 
 
 def _facts(exposures: Sequence[Exposure], records: Mapping[Place, Mapping[str, Any]]) -> list[dict[str, Any]]:
