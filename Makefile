@@ -78,4 +78,4 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-3.* $(VENV)-lowest $(VENV)-wheel skylevel-demo dist docs/_build
+	rm -rf $(VENV) $(VENV)-3.* $(VENV)-lowest $(VENV)-wheel skylevel-demo dist docs/_build docs/deploy docs/notebooks

@@ -1,9 +1,16 @@
 """The documentation site. `make docs` builds it; no page of it asks another machine for anything."""
 
+import shutil
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent / "_ext"))
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE / "_ext"))
+
+# Pages that stand beside this folder, for those who read the repository.
+for folder in ("notebooks", "deploy"):
+    shutil.rmtree(HERE / folder, ignore_errors=True)
+    shutil.copytree(HERE.parent / folder, HERE / folder)
 
 from skylevel import __version__
 
@@ -13,7 +20,7 @@ project_copyright = "the skylevel developers, BSD 3-clause"
 release = version = __version__
 
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "myst_nb", "generated", "mathml", "no_requests"]
-exclude_patterns = ["_build", "_ext", "deploy/**/[!R]*", "notebooks/*.py", "**/.ipynb_checkpoints"]
+exclude_patterns = ["_build", "_ext", "deploy/**/[!R]*", "notebooks/*.py"]
 
 myst_enable_extensions = ["deflist", "dollarmath", "attrs_block"]
 myst_heading_anchors = 3

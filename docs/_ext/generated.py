@@ -33,11 +33,9 @@ def settings(recipe: type[Recipe]) -> Iterator[str]:
         rule = setting.metadata
         yield f"({recipe.name}-{setting.name})="
         yield f"`{setting.name}` = `{_toml(getattr(recipe(), setting.name))}` {rule['unit']}".rstrip()
-        yield f": {rule['doc']}"
-        allowed = _allowed(rule)
-        yield f"  {allowed}" if allowed else ""
-        yield f"  A change does again: {DONE_AGAIN.get(rule['decides'], rule['decides'])}."
-        yield f"  *Source: {rule['source']}.*"
+        yield f": {rule['doc']} {_allowed(rule)}".rstrip()
+        yield ""
+        yield f"  A change does again: {DONE_AGAIN[rule['decides']]}. *Source: {rule['source']}.*"
         yield ""
 
 
