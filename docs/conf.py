@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from importlib.metadata import version as version_of
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -12,12 +13,10 @@ for folder in ("notebooks", "deploy"):
     shutil.rmtree(HERE / folder, ignore_errors=True)
     shutil.copytree(HERE.parent / folder, HERE / folder)
 
-from skylevel import __version__
-
 project = "skylevel"
 author = "The skylevel developers"
 project_copyright = "the skylevel developers, BSD 3-clause"
-release = version = __version__
+release = version = version_of("skylevel")
 
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "myst_nb", "generated", "mathml", "no_requests"]
 exclude_patterns = ["_build", "_ext", "deploy/**/[!R]*", "notebooks/*.py"]

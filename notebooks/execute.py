@@ -68,7 +68,10 @@ def _one_place(match: re.Match[str]) -> str:
 
 def _smaller(png: str) -> dict[str, Any]:
     """Return a picture as the smaller one of JPEG and PNG of few colours; noise is small as JPEG, lines are as PNG."""
-    picture = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
+    drawn = Image.open(io.BytesIO(base64.b64decode(png)))
+    if drawn.mode == "P":
+        return {"image/png": png}
+    picture = drawn.convert("RGB")
     as_jpeg, as_png = io.BytesIO(), io.BytesIO()
     picture.save(as_jpeg, "jpeg", quality=_JPEG_QUALITY, optimize=True)
     picture.quantize(64, dither=Image.Dither.NONE).save(as_png, "png", optimize=True)

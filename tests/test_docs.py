@@ -6,7 +6,6 @@ import sys
 import tomllib
 from pathlib import Path
 
-import nbformat
 import pytest
 import yaml
 
@@ -42,7 +41,8 @@ def test_every_command_is_described():
 
 def test_every_public_name_is_in_the_api():
     api = (DOCS / "api.md").read_text()
-    assert [name for name in skylevel.__all__ if f":: skylevel.{name}\n" not in api and not name.endswith("Error")] == []
+    public = [name for name in skylevel.__all__ if not name.endswith("Error")]
+    assert [name for name in public if f":: skylevel.{name}\n" not in api] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -103,7 +103,3 @@ def test_python_of_the_pages_is_python():
     for page in PAGES:
         for source in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
             compile(source, str(page), "exec")
-
-
-def test_notebooks_are_in_the_menu():
-    assert all(nbformat.read(path, as_version=4).cells[0].source.startswith("# ") for path in ROOT.glob("notebooks/*.ipynb"))

@@ -1,4 +1,4 @@
-"""The notebooks run from top to bottom, and are stored as they ran: with small pictures, and nothing of one run alone."""
+"""The notebooks run from top to bottom, and are stored as they ran: small, and with nothing of one run alone."""
 
 import re
 import sys
