@@ -47,8 +47,9 @@ docs: $(VENV)/.ready
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -d docs/_build/doctrees docs docs/_build/html
 
 # The site's and the README's pictures, drawn from the demo.
-pictures: $(VENV)/.ready
-	$(BIN)/python docs/pictures.py
+pictures: demo
+	$(BIN)/python docs/pictures.py skylevel-demo
+	$(BIN)/python docs/screens.py skylevel-demo
 
 # The notebooks, run and stored with what they gave.
 notebooks: $(VENV)/.ready

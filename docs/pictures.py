@@ -1,13 +1,9 @@
-"""Draw the pictures of the documentation from the demo: `make pictures`.
-
-They are drawn from a folder in which `skylevel demo` ran, which is made where it is not there.
-"""
+"""Draw the pictures of the documentation from the files of `skylevel demo`, whose folder is named: `make pictures`."""
 
 import sys
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import matplotlib as mpl
@@ -15,10 +11,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
+from matplotlib.image import AxesImage
 from numpy.typing import NDArray
 
 import skylevel as sl
-from skylevel.demo import write_program
 
 mpl.use("agg")
 
@@ -77,8 +73,7 @@ def row_pictures(frame: xr.Dataset, rows: xr.Dataset) -> None:
 
 def row_levels(program: Path, frame: xr.Dataset, rows: xr.Dataset) -> None:
     """What the stripes were in each row, and what is left of them, by the demo's truth; their power spectrum."""
-    with np.load(program / "truth" / f"{Path(EXPOSURE).stem}.npz") as truth:
-        stripes, sky = truth["stripes"].astype(np.float64), truth["sky_rows"].astype(np.float64)
+    stripes, sky = (truth_of(program, EXPOSURE, name) for name in ("stripes", "sky_rows"))
     seen = np.isfinite(frame.sci.values).any(axis=1)
     left = np.nanmean((rows.sci.values - (frame.sci.values - stripes))[seen], axis=1)
     # The median takes the sky with it: what is left is told from it as `skylevel.demo.measure_levels` does.
@@ -112,6 +107,49 @@ def channel_pictures(raw: xr.Dataset, night: xr.Dataset) -> None:
     save(figure, "channels")
 
 
+def preset_pictures(program: Path, frame: xr.Dataset, raw: xr.Dataset) -> None:
+    """What the presets leave of the stripes, in each row and amplifier, and of the sky; by the demo's truth."""
+    stripes, sky = truth_of(program, EXPOSURE, "stripes"), truth_of(program, NIGHT, "sky")
+    left = {"before": by_amplifier(stripes)}
+    above = {"before": sky}
+    for preset in ("notebook", "best"):
+        rows = sl.level_rows(frame, sl.Rows.preset(preset)).sci.values
+        left[preset] = by_amplifier(rows - (frame.sci.values - stripes))
+        channels = sl.Channels.preset(preset).replace({"norms": {}})
+        above[preset] = sl.level_channels(raw, channels).sci.values.astype(np.float64) - raw.raw.values + sky
+    figure, panels = plt.subplots(2, 3, figsize=(9.6, 5.2), layout="constrained")
+    for axes, (name, levels) in zip(panels[0], left.items(), strict=True):
+        picture = deviation(axes, levels, f"{name}: {np.nanstd(levels):.2g} MJy/sr rms", 0.02, origin="lower")
+    figure.colorbar(picture, ax=panels[0], label="stripes (MJy/sr)")
+    for axes, (name, mosaic) in zip(panels[1], above.items(), strict=True):
+        green = mosaic[::2, 1::2]
+        picture = deviation(axes, green[::4, ::4], f"{name}: {green.std():.3g} ADU rms", 150)
+    figure.colorbar(picture, ax=panels[1], label="green sky (ADU)")
+    save(figure, "presets")
+
+
+def truth_of(program: Path, file: str, name: str) -> NDArray[np.float64]:
+    """Return what was put into one of the demo's files."""
+    with np.load(program / "truth" / f"{Path(file).stem}.npz") as truth:
+        return truth[name].astype(np.float64)
+
+
+def by_amplifier(image: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Return the mean of each row of each amplifier's 512 columns (y, amplifier), of those that have one."""
+    parts = image.reshape(len(image), 4, 512)
+    return np.nanmean(parts[np.isfinite(parts).any(axis=2).all(axis=1)], axis=2)
+
+
+def deviation(axes: Axes, image: NDArray[np.floating], title: str, half: float, **how: Any) -> AxesImage:
+    """Show what an image differs from its mean, in two colours."""
+    picture = axes.imshow(
+        image - np.nanmean(image), cmap="RdBu_r", vmin=-half, vmax=half, aspect="auto", interpolation="nearest", **how
+    )
+    axes.set_title(title)
+    axes.set_axis_off()
+    return picture
+
+
 def save(figure: plt.Figure, name: str) -> None:
     """Write a figure as a small WebP file."""
     path = OUTPUT / f"{name}.webp"
@@ -128,17 +166,8 @@ def draw(program: Path) -> None:
     row_pictures(frame, rows)
     row_levels(program, frame, rows)
     channel_pictures(raw, night)
-
-
-def main(arguments: list[str]) -> None:
-    """Draw from a demo's folder, or from one that is made for it."""
-    if arguments:
-        draw(Path(arguments[0], "program"))
-        return
-    with TemporaryDirectory(prefix="skylevel-") as folder:
-        write_program(Path(folder))
-        draw(Path(folder))
+    preset_pictures(program, frame, raw)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    draw(Path(sys.argv[1], "program"))

@@ -6,9 +6,10 @@ temporary folders) is taken out, and pictures are made small, so that a change o
 
 import base64
 import io
+import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,12 @@ _ANY_PLACE = re.compile(r"(?P<folder>/skylevel-)\w+|(?P<host>127\.0\.0\.1:)\d+")
 _JPEG_QUALITY = 72
 
 
-def execute(notebook: nbformat.NotebookNode, folder: Path) -> nbformat.NotebookNode:
+def execute(
+    notebook: nbformat.NotebookNode, folder: Path, environment: Mapping[str, str] | None = None
+) -> nbformat.NotebookNode:
     """Run a notebook in a folder, from top to bottom; an exception in a cell is one here."""
-    NotebookClient(notebook, timeout=TIMEOUT_SECONDS, resources={"metadata": {"path": str(folder)}}).execute()
+    client = NotebookClient(notebook, timeout=TIMEOUT_SECONDS, resources={"metadata": {"path": str(folder)}})
+    client.execute(env={**(environment or os.environ)})
     return notebook
 
 

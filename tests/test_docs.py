@@ -2,7 +2,6 @@
 
 import dataclasses
 import re
-import sys
 import tomllib
 from pathlib import Path
 
@@ -10,15 +9,13 @@ import pytest
 import yaml
 
 import skylevel
+from generated import command_pages, presets, settings
+from no_requests import requests
 from skylevel.recipes import RECIPES
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 LARGEST_PICTURE_BYTES = 150_000
-sys.path.insert(0, str(DOCS / "_ext"))
-
-from generated import command_pages, presets, settings  # noqa: E402
-from no_requests import requests  # noqa: E402
 
 # Links of Markdown, and the files that they name.
 LINKS = re.compile(r"\]\((?!https?:|#|\()([^)#\s]+)[^)]*\)")

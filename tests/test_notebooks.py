@@ -1,18 +1,15 @@
 """The notebooks run from top to bottom, and are stored as they ran: small, and with nothing of one run alone."""
 
 import re
-import sys
 from pathlib import Path
 
 import nbformat
 import pytest
 
+from execute import LARGEST_BYTES, execute, settle
+
 FOLDER = Path(__file__).parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
-sys.path.insert(0, str(FOLDER))
-
-from execute import LARGEST_BYTES, execute, settle  # noqa: E402
-
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 # Those without a picture, which a cluster does not give.
 WITHOUT_PICTURES = ("04_cluster",)
