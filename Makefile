@@ -79,4 +79,4 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-3.* $(VENV)-lowest $(VENV)-wheel skylevel-demo dist docs/_build docs/deploy docs/notebooks
+	rm -rf $(VENV) $(VENV)-3.* $(VENV)-lowest $(VENV)-wheel skylevel-demo dist docs/_build docs/benchmarks docs/deploy docs/notebooks

@@ -9,7 +9,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE / "_ext"))
 
 # Pages that stand beside this folder, for those who read the repository.
-for folder in ("notebooks", "deploy"):
+for folder in ("notebooks", "deploy", "benchmarks"):
     shutil.rmtree(HERE / folder, ignore_errors=True)
     shutil.copytree(HERE.parent / folder, HERE / folder)
 
@@ -19,7 +19,7 @@ project_copyright = "the skylevel developers, BSD 3-clause"
 release = version = version_of("skylevel")
 
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "myst_nb", "generated", "mathml", "no_requests"]
-exclude_patterns = ["_build", "_ext", "deploy/**/[!R]*", "notebooks/*.py"]
+exclude_patterns = ["_build", "_ext", "deploy/**/[!R]*", "notebooks/*.py", "benchmarks/[!qs]*"]
 
 myst_enable_extensions = ["deflist", "dollarmath", "attrs_block"]
 myst_heading_anchors = 3
