@@ -220,12 +220,13 @@ class TestLimits:
     def test_a_share_that_does_not_fit_is_refused(
         self, program: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
     ) -> None:
-        """As the README promises, before anything runs."""
+        """By name and with the numbers, before it is read."""
         # No machine has so much.
         monkeypatch.setattr("skylevel.program.forecast._BASE_BYTES", 1 << 60)
-        assert skylevel_here("run", program, "--output", tmp_path / "out", "--partition", "1/1") == 2
-        line = capfd.readouterr().err.splitlines()[-1]
-        assert re.search(r"e00\.fits: needs about [\d.]+ GB of memory, this process has [\d.]+ GB: give it more", line)
+        assert skylevel_here("run", program, "--output", tmp_path / "out", "--partition", "1/1") == 1
+        failed = [line for line in capfd.readouterr().err.splitlines() if line.startswith("failed: ")]
+        assert len(failed) == COUNT
+        assert re.search(r"/e00\.fits: needs about [\d.]+ GB of memory, this process has [\d.]+ GB: give it", failed[0])
         assert list((tmp_path / "out").rglob("*.fits")) == []
 
     def test_the_memory_of_a_process_is_what_limits_leave_it(
