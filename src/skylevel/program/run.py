@@ -399,9 +399,9 @@ class _ThisProcess:
     def _require_room(self, exposure: Exposure) -> None:
         if exposure.name in self._large:
             raise PlanError(
-                f"{exposure.source}: needs about {gigabytes(self._needs[exposure.name].memory)} of memory, this process "
-                f"has {gigabytes(self._available)}: give it more, or run without --partition, which does large frames "
-                "in blocks"
+                f"{exposure.source}: needs about {gigabytes(self._needs[exposure.name].memory)} of memory, this "
+                f"process has {gigabytes(self._available)}: give it more, or run without --partition, which does large "
+                "frames in blocks"
             )
 
     def combine(self, group: Group, members: list[Exposure], key: str, url: str) -> str:
