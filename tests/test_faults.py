@@ -24,7 +24,9 @@ import pytest
 from distributed import Client, Future, KilledWorker, LocalCluster
 
 from programs import finish, image_of, measured_in, pixels_of, skylevel, start_skylevel, write_exposures
+from skylevel.errors import SchedulerLostError
 from skylevel.io.store import ProgramStore
+from skylevel.program.cluster import check_workers
 from skylevel.program.fan_out import fan_out
 from skylevel.program.plan import make_plan
 from skylevel.program.run import run_partition
@@ -270,6 +272,41 @@ class TestSchedulerDies:
         assert again.returncode == 0
         assert 0 < done_in(again) < COUNT
         assert_whole(output, undisturbed)
+
+
+class TestAskedForTheirVersion:
+    """Before the first exposure, the workers are asked: who is asked may die just then."""
+
+    @pytest.fixture
+    def cluster(self, tmp_path: Path, clean_up: ExitStack) -> Dask:
+        started = Dask(tmp_path / "dask", {}, clean_up)
+        started.worker_pids()
+        return started
+
+    def ask(self, cluster: Dask, kill: Callable[[], None]) -> int:
+        with Client(cluster.address, set_as_default=False) as client:
+            run, killed = client.run, []
+
+            def run_and_kill(*arguments: Any) -> Any:
+                if not killed:
+                    killed.append(kill())
+                return run(*arguments)
+
+            client.run = run_and_kill
+            return check_workers(client)
+
+    def test_the_scheduler_dies(self, cluster: Dask) -> None:
+        with pytest.raises(SchedulerLostError, match="run the same command again"):
+            self.ask(cluster, lambda: kill_and_wait(cluster.scheduler.pid))
+
+    def test_a_worker_dies(self, cluster: Dask) -> None:
+        assert self.ask(cluster, lambda: kill_and_wait(cluster.worker_pids()[0])) >= 1
+
+
+def kill_and_wait(pid: int) -> None:
+    process = psutil.Process(pid)
+    process.kill()
+    wait_until(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE)
 
 
 class TestWorkerFreezes:

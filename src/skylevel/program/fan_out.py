@@ -13,7 +13,7 @@ from skylevel.errors import SchedulerLostError
 Item = TypeVar("Item")
 Outcome = Any
 
-_GONE = "the scheduler is gone; what was done is stored: run the same command again"
+GONE = "the scheduler is gone; what was done is stored: run the same command again"
 
 
 def fan_out(
@@ -99,4 +99,4 @@ def _outcome(future: Future) -> Outcome:
     except (Exception, CancelledError) as error:
         if future.status == "error":
             return error
-        raise SchedulerLostError(_GONE) from error
+        raise SchedulerLostError(GONE) from error
