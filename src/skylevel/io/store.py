@@ -271,11 +271,12 @@ class ProgramStore:
         self._write(f"{place.node}/{RECORD}/{place.index}", encode_record(kept))
         return kept
 
-    def read_records(self, places: Iterable[Place]) -> dict[Place, dict[str, Any]]:
-        """Return the commit records that there are and that are sound, by place."""
+    def read_records(self, places: Iterable[Place], *, pictures: bool = False) -> dict[Place, dict[str, Any]]:
+        """Return the commit records that there are and that are sound, by place, with their pictures or without."""
         paths = {place: f"{self._root}/{place.node}/{RECORD}/{place.index}" for place in places}
         chunks = self._read_all(paths.values())
-        records = {place: decode_record(chunks[path]) for place, path in paths.items() if path in chunks}
+        there = {place: chunks[path] for place, path in paths.items() if path in chunks}
+        records = {place: decode_record(chunk, picture=pictures) for place, chunk in there.items()}
         return {place: record for place, record in records.items() if record is not None}
 
     def read_estimate(
@@ -397,7 +398,9 @@ class ProgramStore:
         self._group(f"{node}/{_GROUPS}")
         url = f"{self.url}/{node}/{_GROUPS}/{safe_component(group)}"
         encoding = {name: {"compressors": COMPRESSORS} for name, v in result.items() if v.ndim}
-        result.drop_attrs(deep=False).to_zarr(
+        # Text of one length has no place in the format's specification.
+        texts = {name: value.astype(object) for name, value in result.coords.items() if value.dtype.kind in "UT"}
+        result.assign_coords(texts).drop_attrs(deep=False).to_zarr(
             url, mode="w", consolidated=False, zarr_format=3, encoding=encoding, write_empty_chunks=True
         )
         zarr.open_group(url, mode="r+").attrs["key"] = key
