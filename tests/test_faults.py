@@ -206,7 +206,6 @@ class TestSchedulerDies:
         assert 0 < done_in(again) < COUNT
         assert_whole(output, undisturbed)
 
-
     def test_none_of_the_frames_that_are_done_in_blocks_has_failed(
         self, program: Path, tmp_path: Path, clean_up: ExitStack, monkeypatch: pytest.MonkeyPatch
     ) -> None:
