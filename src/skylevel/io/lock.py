@@ -11,7 +11,8 @@ from typing import Any
 from uuid import uuid4
 
 from skylevel.errors import StoreError
-from skylevel.io.remote import file_system, is_remote
+from skylevel.io.remote import file_system
+from skylevel.io.urls import is_remote
 
 # A lock that nobody renewed for so long has no owner any more, wherever that one ran.
 _EXPIRES = 120.0

@@ -1,6 +1,7 @@
 """Nodes of the program store: Zarr arrays along `exposure`, made and grown by the driver, a chunk an exposure."""
 
 import functools
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -9,9 +10,11 @@ import xarray as xr
 import zarr
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec
+from zarr.storage import LocalStore
 
 from skylevel.io.names import safe_component
 from skylevel.io.records import plain
+from skylevel.io.urls import is_remote
 
 Array = zarr.Array[Any]
 
@@ -31,6 +34,15 @@ LARGEST_CHUNK = 1 << 25
 _FACTS_CHUNK = 4096
 
 RECORD = "record"
+
+# What stands in a store beside its nodes, and how the last part of a node's path begins: its form, such as 2048x2048.
+# No name from outside may be taken for one.
+_TAKEN = re.compile(r"(plan\.json|failed|lock|exposures|exported|groups)\Z|\d+x\d", re.IGNORECASE)
+
+
+def location(url: str) -> Any:
+    """Return what zarr and xarray find a store or a part of it by: they take some paths for chained URLs."""
+    return url if is_remote(url) or "::" not in url else LocalStore(url)
 
 
 class Place(NamedTuple):
@@ -77,7 +89,12 @@ class Layout(NamedTuple):
     @property
     def path(self) -> str:
         """The node's path in the hierarchy."""
-        return "/".join(map(safe_component, self.node))
+        *names, form = self.node
+        return "/".join([*map(_name_of_node, names), safe_component(form)])
+
+
+def _name_of_node(name: str) -> str:
+    return safe_component(f"_{name}" if _TAKEN.match(name) else name)
 
 
 #: The commit records, in every node.
@@ -97,7 +114,7 @@ def node_arrays(url: str, path: str) -> dict[str, Array]:
     """Return the arrays of a node along `exposure`; opening them takes as long as writing to them."""
     # A chunk that holds nothing but the fill value would look like one that was lost.
     with zarr.config.set({"array.write_empty_chunks": True}):
-        node = zarr.open_group(f"{url}/{path}", mode="r+", use_consolidated=False)
+        node = zarr.open_group(location(f"{url}/{path}"), mode="r+", use_consolidated=False)
         return {name: array for name, array in node.arrays() if _dims(array)[:1] == ("exposure",)}
 
 

@@ -13,7 +13,7 @@ from skylevel.kernels.stripes import row_level
 from skylevel.kernels.tile import Tile
 from skylevel.level.arrays import Array, Output, gather, later, map_rows, map_tiles
 from skylevel.level.background import box_output, finished_mesh, measure_boxes, mesh_dataset, mesh_fields
-from skylevel.level.frames import science_image
+from skylevel.level.frames import no_data_mask, science_image
 from skylevel.level.images import levels_images
 from skylevel.recipes import Rows
 
@@ -73,7 +73,7 @@ def estimate_rows(frame: xr.Dataset, recipe: Rows, *, detection: xr.Dataset | No
         or, where the stripes are vertical, (x,), in the units and dtype of `sci`, NaN where no pixel was left;
         ``exclude_percentile`` () the exclusion that left a box.
     """
-    image = science_image(frame)
+    image = _with_data(frame)
     found = detect_rows(frame, recipe) if detection is None else detection
     dim = stripe_dim(frame, recipe)
     levels = _levels(image.data, found["source_mask"].data, dim, recipe)
@@ -83,7 +83,7 @@ def estimate_rows(frame: xr.Dataset, recipe: Rows, *, detection: xr.Dataset | No
 
 def detect_rows(frame: xr.Dataset, recipe: Rows) -> xr.Dataset:
     """Find the sources: the first half of `estimate_rows`, ``source_mask`` and the background that found them."""
-    image = science_image(frame)
+    image = _with_data(frame)
     box_size = clip_box_size(recipe.box_size, image.shape)
     mesh = _mesh(image.data, box_size, recipe)
     background = mesh_dataset(mesh_fields(mesh, image.shape, box_size), image, box_size)
@@ -92,9 +92,11 @@ def detect_rows(frame: xr.Dataset, recipe: Rows) -> xr.Dataset:
 
 
 def subtract_rows(frame: xr.Dataset, estimate: xr.Dataset) -> xr.DataArray:
-    """Return the frame's `sci` less its row levels; a row without a level keeps its values."""
-    image = science_image(frame)
+    """Return the frame's `sci` less its row levels; a row without a level keeps its values, as does what is no data."""
+    image, empty = science_image(frame), no_data_mask(frame)
     levelled = image - estimate["row_level"].fillna(0).astype(image.dtype)
+    if empty is not None:
+        levelled = levelled.where(~empty, image)
     return levelled.transpose(*image.dims).assign_attrs(image.attrs)
 
 
@@ -129,9 +131,15 @@ def segment_rows(frame: xr.Dataset, estimate: xr.Dataset, recipe: Rows) -> NDArr
     # Importing photutils' segmentation takes as long as everything else together, and few ask for this product.
     from skylevel.kernels.deblending import deblend  # noqa: PLC0415
 
-    smoothed = smooth(science_image(frame).to_numpy(), fwhm=recipe.kernel_fwhm, size=recipe.kernel_size)
+    smoothed = smooth(_with_data(frame).to_numpy(), fwhm=recipe.kernel_fwhm, size=recipe.kernel_size)
     mask = estimate["source_mask"].to_numpy()
     return deblend(smoothed, mask, n_pixels=recipe.n_pixels, n_levels=recipe.n_levels, contrast=recipe.contrast)
+
+
+def _with_data(frame: xr.Dataset) -> xr.DataArray:
+    """Return a frame's `sci`, NaN where it is no data."""
+    image, empty = science_image(frame), no_data_mask(frame)
+    return image if empty is None else image.where(~empty).assign_attrs(image.attrs)
 
 
 def _mesh(image: Array, box_size: tuple[int, int], recipe: Rows) -> Any:

@@ -41,6 +41,6 @@ def combine_group(group: Group, members: list[Exposure], key: str, url: str, ver
         together = store.open_node(node).isel(exposure=places)
         result = job.combine(together, recipe).load()
     except (OSError, ValueError, RuntimeError) as error:
-        raise StoreError(f"{url}: what it holds of the group {group[1]} is damaged: {error}") from error
+        raise StoreError(f"{store.name}: what it holds of the group {group[1]} is damaged: {error}") from error
     store.write_group(node, group[1], result, key)
     return len(places)

@@ -39,9 +39,12 @@ def settle(plan: Sequence[Exposure], store: ProgramStore) -> list[Exposure]:
     return placed
 
 
-def work_left(plan: Sequence[Exposure], store: ProgramStore) -> dict[str, Steps]:
+def work_left(plan: Sequence[Exposure], store: ProgramStore, *, verify: bool = False) -> dict[str, Steps]:
     """Return what is left to do for each exposure of a plan, by name, as the store stands now; nothing is written."""
-    return Ledger(store, with_places(plan, earlier_plan(store))).work_left()
+    ledger = Ledger(store, with_places(plan, earlier_plan(store)), verify=verify)
+    for name, damage in ledger.damage.items():
+        log.warning("%s: done again: %s", name, damage)
+    return ledger.work_left()
 
 
 def earlier_plan(store: ProgramStore) -> list[Exposure]:

@@ -25,11 +25,13 @@ from skylevel.io.nodes import Chunks, Place
 from skylevel.io.records import is_small, small_values
 from skylevel.io.remote import local_input, local_output
 from skylevel.io.store import ProgramStore
+from skylevel.io.urls import public_url
 from skylevel.jobs import Measured, Writing
 from skylevel.level.arrays import compute_here, is_lazy, write_chunks
 from skylevel.memory import keep_freed_memory, peak_memory
 from skylevel.program.ledger import Steps
-from skylevel.program.plan import Exposure
+from skylevel.program.plan import Exposure, require_unlevelled
+from skylevel.program.verify import written_output
 from skylevel.recipes import cards_of
 from skylevel.version import __version__
 
@@ -185,7 +187,7 @@ def level_exposure(exposure: Exposure, where: Where, steps: Steps) -> Record:
     require_version(where.version)
     keep_freed_memory()
     record, store = Record(exposure.name), ProgramStore(where.store)
-    with local_input(exposure.source) as path:
+    with local_input(exposure.access or exposure.source) as path:
         with record.stage("read"):
             frame = read_frame(path, exposure).load()
             record.say(f"read {exposure.job.describe(frame)}")
@@ -240,7 +242,10 @@ def read_frame(path: Path, exposure: Exposure) -> xr.Dataset:
     frame, job = open_frame(path), exposure.job
     if frame.attrs["kind"] != job.kind:
         raise UnsupportedFrameError(f"{path}: the recipe {job.recipe.name!r} does not level this kind of file")
-    return frame[[job.variable]]
+    require_unlevelled(exposure, frame.attrs)
+    # Of a mosaic, the weights tell where there are no data.
+    weights = ["wht"] if frame.attrs.get("resampled") and "wht" in frame else []
+    return frame[[job.variable, *weights]]
 
 
 def in_blocks(frame: xr.Dataset, exposure: Exposure) -> xr.Dataset:
@@ -312,7 +317,7 @@ def require_place(exposure: Exposure, store: ProgramStore) -> Place:
         It has none, as its header could not be read when the run was planned, though it can now.
     """
     if exposure.place is None:
-        raise StoreError(f"{exposure.source}: {store.url} has no place for it; run the program again")
+        raise StoreError(f"{exposure.source}: {store.name} has no place for it; run the program again")
     return exposure.place
 
 
@@ -362,19 +367,23 @@ def _export(exposure: Exposure, leveling: Leveling, store: ProgramStore, record:
     if exposure.group:
         found = store.read_group(*exposure.group)
         if found is None or found[0] != where.group_key:
-            raise StoreError(f"{exposure.source}: what its group knows is not in {store.url}; run the program again")
+            raise StoreError(f"{exposure.source}: what its group knows is not in {store.name}; run the program again")
         group = found[1]
     writing = Writing(exposure.layout, *cards_of(exposure.recipe.provenance()))
     measured = Measured(
         job=exposure.job, frame=leveling.frame, estimate=leveling.estimate, recipe=exposure.recipe, group=group,
         writing=writing,
     )  # fmt: skip
+    written, extension = {}, int(leveling.frame.attrs.get("sci_extension", 0))
     with record.stage("export"):
         for kind, url in exposure.outputs.items():
             with local_output(url) as path:
                 exposure.job.products[kind].write(path, measured)
-            record.say(f"wrote {url}")
-    exported = {"exported": exposure.export_key(where.group_key), "export_metrics": record.metrics()}
+                written[kind] = written_output(path, extension)
+            record.say(f"wrote {public_url(url)}")
+    exported = {
+        "exported": exposure.export_key(where.group_key), "export_metrics": record.metrics(), "outputs": written,
+    }  # fmt: skip
     store.write_record(require_place(exposure, store), leveling.kept | exported)
 
 

@@ -9,8 +9,9 @@ from typing import Any
 import xarray as xr
 
 from skylevel.errors import StoreError
-from skylevel.io.nodes import RECORD, Place
+from skylevel.io.nodes import RECORD, Place, location
 from skylevel.io.store import ProgramStore
+from skylevel.io.urls import without_secrets
 from skylevel.program.ledger import Ledger, Steps
 from skylevel.program.plan import Exposure, read_plan, store_url
 
@@ -41,8 +42,15 @@ class ExposureState:
     reason: str = ""
 
 
-def program_status(output: str | PathLike[str]) -> list[ExposureState]:
+def program_status(output: str | PathLike[str], *, verify: bool = False) -> list[ExposureState]:
     """Return the state of every exposure of a program's last plan, from the store alone.
+
+    Parameters
+    ----------
+    output : str or path-like
+        Folder or URL of the outputs.
+    verify : bool
+        Look at the contents of stored chunks and outputs too: what is damaged is left to do.
 
     Raises
     ------
@@ -52,13 +60,14 @@ def program_status(output: str | PathLike[str]) -> list[ExposureState]:
     store = ProgramStore(store_url(output))
     failures = store.failures()
     states = []
-    for name, steps in Ledger(store, read_plan(store)).work_left().items():
+    ledger = Ledger(store, read_plan(store), verify=verify)
+    for name, steps in ledger.work_left().items():
         if steps is Steps.NOTHING:
             states.append(ExposureState(name, "done"))
         elif name in failures:
             states.append(ExposureState(name, "failed", failures[name]))
         else:
-            states.append(ExposureState(name, "left"))
+            states.append(ExposureState(name, "left", ledger.damage.get(name, "")))
     return states
 
 
@@ -95,10 +104,15 @@ def open_program(output: str | PathLike[str]) -> xr.DataTree:
         if exposure.place:
             measured[exposure.place.node].append(exposure)
     if not ledger or not measured:
-        raise StoreError(f"{store.url}: holds no measured exposure")
-    tree = xr.open_datatree(store.url, engine="zarr", chunks={})
-    nodes = {node: _stacked(tree[node].to_dataset(), measured[node], ledger.records) for node in sorted(measured)}
-    return xr.DataTree.from_dict(dict(_named(nodes)))
+        raise StoreError(f"{store.name}: holds no measured exposure")
+    try:
+        tree = xr.open_datatree(location(store.url), engine="zarr", chunks={})
+        nodes = {node: _stacked(tree[node].to_dataset(), measured[node], ledger.records) for node in sorted(measured)}
+        return xr.DataTree.from_dict(dict(_named(nodes)))
+    except Exception as error:
+        # zarr and xarray have errors of every kind for metadata that are none.
+        cause = without_secrets(str(error), store.url) or type(error).__name__
+        raise StoreError(f"{store.name}: is damaged: {cause}; run the program again") from error
 
 
 def describe_program(store: ProgramStore, plan: Sequence[Exposure]) -> None:
@@ -161,10 +175,12 @@ def _stacked(node: xr.Dataset, measured: Sequence[Exposure], records: Mapping[st
 
 
 def _named(nodes: Mapping[str, xr.Dataset]) -> Iterator[tuple[str, xr.Dataset]]:
-    """Yield each node without its form where it is the only one of its instrument and filter."""
+    """Yield each node without its form where that leaves a name of its own, above no other node."""
     forms = defaultdict(list)
     for path in nodes:
         forms[path.rpartition("/")[0]].append(path)
     for instrument, paths in forms.items():
+        # Such as a detector with and without a filter.
+        is_above = any(other.startswith(f"{instrument}/") for other in forms)
         for path in paths:
-            yield f"/{instrument if len(paths) == 1 else path}", nodes[path]
+            yield f"/{instrument if len(paths) == 1 and not is_above else path}", nodes[path]
