@@ -44,9 +44,11 @@ def safe_component(text: str, *, limit: int = 100) -> str:
 
 def is_safe_component(text: object) -> bool:
     """Return whether this is a name as `safe_component` gives them: of a path it is one component, and harmless."""
-    if not isinstance(text, str):
+    if not isinstance(text, str) or not text or text[0] in " ~" or text[-1] in " .":
         return False
-    return _is_ordinary(_MARK.sub("", text) or ".", 255) and len(text.encode()) <= 255
+    if _RESERVED.match(text) or _UNSAFE.search(text) or not all(map(_is_harmless, text)):
+        return False
+    return len(text.encode()) <= 255
 
 
 def number_of(count: int, noun: str) -> str:

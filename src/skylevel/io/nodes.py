@@ -35,9 +35,9 @@ _FACTS_CHUNK = 4096
 
 RECORD = "record"
 
-# What stands in a store beside its nodes, and how the last part of a node's path begins: its form, such as 2048x2048.
-# No name from outside may be taken for one.
-_TAKEN = re.compile(r"(plan\.json|failed|lock|exposures|exported|groups)\Z|\d+x\d", re.IGNORECASE)
+# What stands in a store beside its nodes or marks one, and how the last part of a node's path begins: its form, such as
+# 2048x2048. No name from outside may be taken for one.
+_TAKEN = re.compile(r"(plan\.json|failed|lock|exposures|exported|groups|record)\Z|\d+x\d", re.IGNORECASE)
 
 
 def location(url: str) -> Any:

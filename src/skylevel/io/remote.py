@@ -4,7 +4,7 @@ import errno
 import os
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,26 @@ def _told(error: Exception, url: str) -> OSError:
     return OSError(number, text) if isinstance(number, int) else OSError(text)
 
 
+def _ask(url: str, action: Callable[[Any, str], None], kind: type[SkylevelError], failed: str) -> None:
+    """Do something on the file system of a URL; what that raises becomes an error that names it.
+
+    Notes
+    -----
+    It is raised behind the handler: as its context, the file system's own error would go along, with the whole URL.
+    """
+    cause: OSError | None = None
+    try:
+        action(*file_system(url))
+        return
+    except SettingsError as error:
+        told: SkylevelError = SettingsError(f"{public_url(url)}: {error}")
+    except Exception as error:
+        # Each protocol has errors of its own.
+        cause = _told(error, url)
+        told = kind(f"{public_url(url)}: {failed}: {cause.strerror or cause}")
+    raise told from cause
+
+
 @contextmanager
 def local_input(url: str) -> Iterator[Path]:
     """Give a path at which an input can be read; a remote one is fetched to a temporary file.
@@ -73,15 +93,7 @@ def local_input(url: str) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="skylevel-") as folder:
         path = Path(folder, safe_component(url_name(url)))
-        try:
-            files, remote = file_system(url)
-            files.get_file(remote, str(path))
-        except SettingsError as error:
-            raise SettingsError(f"{public_url(url)}: {error}") from error
-        except Exception as error:
-            # Each protocol has errors of its own.
-            cause = _told(error, url)
-            raise UnreadableFrameError(f"{public_url(url)}: cannot be fetched: {cause.strerror or cause}") from cause
+        _ask(url, lambda files, remote: files.get_file(remote, str(path)), UnreadableFrameError, "cannot be fetched")
         try:
             yield path
         except SkylevelError as error:
@@ -99,16 +111,12 @@ def local_start(url: str, n_bytes: int) -> Iterator[Path]:
     """
     with tempfile.TemporaryDirectory(prefix="skylevel-") as folder:
         path = Path(folder, safe_component(url_name(url)))
-        try:
-            files, remote = file_system(url)
+
+        def fetch(files: Any, remote: str) -> None:
             path.write_bytes(files.cat_file(remote, start=0, end=n_bytes))
             os.truncate(path, int(files.size(remote) or path.stat().st_size))
-        except SettingsError as error:
-            raise SettingsError(f"{public_url(url)}: {error}") from error
-        except Exception as error:
-            # As in `local_input`.
-            cause = _told(error, url)
-            raise UnreadableFrameError(f"{public_url(url)}: cannot be fetched: {cause.strerror or cause}") from cause
+
+        _ask(url, fetch, UnreadableFrameError, "cannot be fetched")
         yield path
 
 
@@ -129,16 +137,8 @@ def local_output(url: str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="skylevel-") as folder:
         path = Path(folder, safe_component(url_name(url)))
         yield path
-        try:
-            files, remote = file_system(url)
-            # Not copied into an open remote file: closing that would make half a file whole.
-            files.put_file(str(path), remote)
-        except SettingsError as error:
-            raise SettingsError(f"{public_url(url)}: {error}") from error
-        except Exception as error:
-            # As in `local_input`.
-            cause = _told(error, url)
-            raise OutputError(f"{public_url(url)}: cannot be sent: {cause.strerror or cause}") from cause
+        # Not copied into an open remote file: closing that would make half a file whole.
+        _ask(url, lambda files, remote: files.put_file(str(path), remote), OutputError, "cannot be sent")
 
 
 def remove_leftovers(urls: Iterable[str]) -> None:

@@ -20,6 +20,7 @@ The driver alone makes and grows arrays, one process at a time. The file is form
 """
 
 import functools
+import glob
 import itertools
 import json
 import re
@@ -190,8 +191,10 @@ class ProgramStore:
 
     def nodes(self) -> list[str]:
         """Return the paths of the nodes that hold exposures."""
-        found = self._files.glob(f"{self._root}/**/{RECORD}/zarr.json")
-        return sorted(str(path).removeprefix(self._root).strip("/").rsplit("/", 2)[0] for path in found)
+        found = self._files.glob(f"{glob.escape(self._root)}/**/{RECORD}/zarr.json")
+        nodes = (str(path).removeprefix(self._root).strip("/").removesuffix(f"{RECORD}/zarr.json") for path in found)
+        # Not the root, nor what a group knows, whatever its job calls that.
+        return sorted(node.rstrip("/") for node in nodes if node and f"/{_GROUPS}/" not in node)
 
     def _free(self, path: str, indices: Collection[int]) -> None:
         """Remove what stands in places that nobody has any more."""

@@ -255,15 +255,20 @@ def require_unlevelled(exposure: Exposure, facts: Mapping[str, Any]) -> None:
 
 
 def _names(found: Sequence[Input]) -> dict[str, str]:
-    """Return a name for each source: its file's, with the folders below the one named where that is another's too."""
-    stems = {one.source: _stem(url_name(one.source)) for one in found}
+    """Return a name for each source: its file's without the suffix, where no other has that.
+
+    Else with the folders below the one named, and where that is not enough with the suffix.
+    """
+    files = {one.source: url_name(one.source) for one in found}
+    stems = {source: _stem(file) for source, file in files.items()}
+    # Some file systems take names for the same that differ in case alone.
     count = Counter(stem.casefold() for stem in stems.values())
-    names = {}
-    for one in found:
-        stem = stems[one.source]
-        parts = [*one.folder, stem] if count[stem.casefold()] > 1 else [stem]
-        names[one.source] = safe_component("-".join(parts), limit=_MOST_NAME_BYTES)
-    return names
+    below = {one.source: one.folder if count[stems[one.source].casefold()] > 1 else () for one in found}
+    names = {source: "-".join([*below[source], stem]) for source, stem in stems.items()}
+    count = Counter(names.values())
+    whole = {source: "-".join([*below[source], file]) for source, file in files.items()}
+    chosen = {source: name if count[name] == 1 else whole[source] for source, name in names.items()}
+    return {source: safe_component(name, limit=_MOST_NAME_BYTES) for source, name in chosen.items()}
 
 
 def _further_products() -> list[str]:
@@ -438,8 +443,10 @@ def _identity(one: Input) -> dict[str, Any]:
 
 
 def _stem(base: str) -> str:
+    """Return a file's name without its suffix; with it, where that is all there is."""
     name = base[: -len(".gz")] if base.lower().endswith((".gz", ".fz")) else base
-    return name.rsplit(".", 1)[0] if "." in name else name
+    stem = name.rsplit(".", 1)[0]
+    return stem if stem.strip(".") else base
 
 
 def _refuse_collisions(exposures: Sequence[Exposure], folder: str) -> None:
