@@ -30,8 +30,10 @@ LAYOUTS = ("full", "primary")
 # Of the 255 bytes that a file's name may have, what those of the outputs leave.
 _MOST_NAME_BYTES = 200
 
-# More than any detector has, or any mosaic that a disk holds.
+# Along an axis and in all: more than any detector has, or any mosaic that a disk holds. And exposures of one kind.
+_LONGEST_AXIS = 1 << 20
 _MOST_PIXELS = 1 << 36
+_MOST_PLACES = 1 << 20
 
 # Headers on a network are looked at by so many at once.
 _REMOTE_PEEKS = 16
@@ -151,7 +153,8 @@ class Exposure:
 def _facts(kind: str, shape: Sequence[int], attributes: Mapping[str, Any]) -> Facts:
     """Return facts of which every value is of a kind that a header can tell."""
     ny, nx = (int(n) for n in shape)
-    if not (isinstance(kind, str) and 0 < ny < _MOST_PIXELS and 0 < nx < _MOST_PIXELS and ny * nx < _MOST_PIXELS):
+    is_possible = 0 < min(ny, nx) and max(ny, nx) <= _LONGEST_AXIS and ny * nx <= _MOST_PIXELS
+    if not (isinstance(kind, str) and is_possible):
         raise ValueError(f"{kind!r} of {ny} x {nx} pixels is no frame")
     for value in attributes.values():
         if not all(isinstance(one, str | int | float) for one in (value if isinstance(value, list) else [value])):
@@ -161,7 +164,7 @@ def _facts(kind: str, shape: Sequence[int], attributes: Mapping[str, Any]) -> Fa
 
 def _place(node: str, index: int) -> Place:
     """Return a place that is in the store."""
-    if not isinstance(node, str) or not isinstance(index, int) or index < 0:
+    if not isinstance(node, str) or not isinstance(index, int) or not 0 <= index < _MOST_PLACES:
         raise TypeError(f"{node!r} {index!r} is no place")
     if not all(map(is_safe_component, node.split("/"))):
         raise ValueError(f"{node!r} leads out of the store")

@@ -317,7 +317,7 @@ def require_place(exposure: Exposure, store: ProgramStore) -> Place:
         It has none, as its header could not be read when the run was planned, though it can now.
     """
     if exposure.place is None:
-        raise StoreError(f"{exposure.source}: {store.name} has no place for it; run the program again")
+        raise StoreError(exposure.trouble or f"{exposure.source}: {store.name} has no place for it; run it again")
     return exposure.place
 
 
