@@ -127,6 +127,8 @@ class TestOutputs:
         assert contents(program / "out") == before
 
     def test_what_is_sound_is_left_alone(self, program: Path) -> None:
+        # The copy's inputs are elsewhere, which its plan does not know yet.
+        assert run(program) == 0
         before = stamps(program / "out")
         assert run(program, "--verify") == 0
         assert {n for n, s in stamps(program / "out").items() if before.get(n) != s} == {"skylevel.log"}

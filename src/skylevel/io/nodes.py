@@ -2,7 +2,9 @@
 
 import functools
 import re
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,6 +12,7 @@ import xarray as xr
 import zarr
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec
+from zarr.errors import ZarrUserWarning
 from zarr.storage import LocalStore
 
 from skylevel.io.names import safe_component
@@ -34,6 +37,9 @@ LARGEST_CHUNK = 1 << 25
 _FACTS_CHUNK = 4096
 
 RECORD = "record"
+
+# Exposures of one kind, at the most.
+MOST_PLACES = 1 << 20
 
 # What stands in a store beside its nodes or marks one, and how the last part of a node's path begins: its form, such as
 # 2048x2048. No name from outside may be taken for one.
@@ -113,9 +119,29 @@ class Chunks(NamedTuple):
 def node_arrays(url: str, path: str) -> dict[str, Array]:
     """Return the arrays of a node along `exposure`; opening them takes as long as writing to them."""
     # A chunk that holds nothing but the fill value would look like one that was lost.
-    with zarr.config.set({"array.write_empty_chunks": True}):
+    with zarr.config.set({"array.write_empty_chunks": True}), without_remarks():
         node = zarr.open_group(location(f"{url}/{path}"), mode="r+", use_consolidated=False)
         return {name: array for name, array in node.arrays() if _dims(array)[:1] == ("exposure",)}
+
+
+@contextmanager
+def without_remarks() -> Iterator[None]:
+    """Keep zarr from remarking on what it does not know in a folder: it is passed over here, and removed by a run."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ZarrUserWarning)
+        yield
+
+
+def fits(array: Array, spec: "ArraySpec") -> bool:
+    """Return whether an array is as `make` made it, but for its length, which is one that an array can have."""
+    is_text = spec.dtype == "str"
+    return (
+        _dims(array) == ("exposure", *spec.dims)
+        and array.shape[0] <= MOST_PLACES
+        and array.shape[1:] == tuple(spec.shape)
+        and array.chunks == (1, *_chunk_shape(spec.shape))
+        and (is_text or array.dtype == np.dtype(spec.dtype))
+    )
 
 
 def _dims(array: Array) -> tuple[str | None, ...]:
@@ -148,7 +174,9 @@ def _chunk_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def resize(node: zarr.Group, count: int) -> None:
     """Give every array along `exposure` room for exactly so many, so that they can be opened together."""
-    for _, array in node.arrays():
+    with without_remarks():
+        arrays = [array for _, array in node.arrays()]
+    for array in arrays:
         if _dims(array)[:1] == ("exposure",) and array.shape[0] != count:
             array.resize((count, *array.shape[1:]))
 

@@ -41,16 +41,20 @@ from skylevel.io.lock import locked
 from skylevel.io.names import printable, safe_component
 from skylevel.io.nodes import (
     COMPRESSORS,
+    MOST_PLACES,
     RECORD,
     RECORD_SPEC,
     Array,
+    ArraySpec,
     Chunks,
     Layout,
     Place,
+    fits,
     location,
     make,
     node_arrays,
     resize,
+    without_remarks,
     write_chunk,
     write_coordinate,
     write_facts,
@@ -115,7 +119,7 @@ class ProgramStore:
             node = self._group(path)
             layout = layouts.get(path, Layout((), {}, {}))
             for name, spec in ({**layout.arrays, RECORD: RECORD_SPEC}).items():
-                self._drop_damaged(path, name)
+                self._drop_damaged(path, name, spec)
                 make(node, name, spec, len(held))
             for name, variable in layout.coordinates.items():
                 self._drop_damaged(path, name)
@@ -139,7 +143,7 @@ class ProgramStore:
                 arrays = node_arrays(self.url, path)
                 if any(array.shape[0] != counts[path] for array in arrays.values()):
                     return False
-                if any(arrays[name].shape[1:] != tuple(spec.shape) for name, spec in layout.arrays.items()):
+                if not all(fits(arrays[name], spec) for name, spec in ({**layout.arrays, RECORD: RECORD_SPEC}).items()):
                     return False
         except Exception:
             # As in `_group`.
@@ -159,13 +163,15 @@ class ProgramStore:
             self._files.rm_file(f"{self._root}/{path}".rstrip("/") + "/zarr.json")
             return zarr.open_group(store, mode="a", zarr_format=3, use_consolidated=False)
 
-    def _drop_damaged(self, path: str, name: str) -> None:
-        """Remove an array whose metadata are damaged or gone, with what stands below."""
+    def _drop_damaged(self, path: str, name: str, spec: ArraySpec | None = None) -> None:
+        """Remove an array whose metadata are damaged, gone or not those of its form, with what stands below."""
         folder = self._own(f"{path}/{name}")
         if not self._files.exists(folder):
             return
         try:
-            zarr.open_array(location(f"{self.url}/{path}/{name}"), mode="r", zarr_format=3)
+            array = zarr.open_array(location(f"{self.url}/{path}/{name}"), mode="r", zarr_format=3)
+            if max(array.shape, default=0) > MOST_PLACES or (spec and not fits(array, spec)):
+                raise ValueError("is another array")
         except Exception:
             # As in `_group`; and where there are no metadata, it is no array.
             self._files.rm(folder, recursive=True)
@@ -308,7 +314,9 @@ class ProgramStore:
 
     def open_arrays(self, place: Place, names: Iterable[str], *, chunked: bool = False) -> xr.Dataset:
         """Return some stored arrays of an exposure, lazily, whatever its record says."""
-        node = xr.open_zarr(location(f"{self.url}/{place.node}"), consolidated=False, chunks={} if chunked else None)
+        store, chunks = location(f"{self.url}/{place.node}"), {} if chunked else None
+        with without_remarks():
+            node = xr.open_zarr(store, consolidated=False, chunks=chunks)
         shared = [name for name in node.coords if "exposure" not in node[name].dims]
         told = [name for name in node.coords if "exposure" in node[name].dims]
         kept = node[[*names, *shared]].isel(exposure=place.index).drop_vars(told)
@@ -317,7 +325,8 @@ class ProgramStore:
 
     def open_node(self, path: str) -> xr.Dataset:
         """Return all arrays of a node, along `exposure`, lazily."""
-        return xr.open_zarr(location(f"{self.url}/{path}"), consolidated=False, chunks=None)
+        with without_remarks():
+            return xr.open_zarr(location(f"{self.url}/{path}"), consolidated=False, chunks=None)
 
     def load(self, estimate: xr.Dataset) -> xr.Dataset:
         """Read all of an estimate; every chunk's checksum is looked at.

@@ -13,7 +13,7 @@ from typing import Any, Self
 from skylevel.errors import PlanError, SkylevelError, StoreError, UnsupportedFrameError
 from skylevel.io.frame import FITS_SUFFIXES, peek_frame
 from skylevel.io.names import is_safe_component, printable, safe_component
-from skylevel.io.nodes import Place
+from skylevel.io.nodes import MOST_PLACES, Place
 from skylevel.io.records import FORMAT
 from skylevel.io.remote import file_system
 from skylevel.io.store import ProgramStore
@@ -30,10 +30,9 @@ LAYOUTS = ("full", "primary")
 # Of the 255 bytes that a file's name may have, what those of the outputs leave.
 _MOST_NAME_BYTES = 200
 
-# Along an axis and in all: more than any detector has, or any mosaic that a disk holds. And exposures of one kind.
+# Along an axis and in all: more than any detector has, or any mosaic that a disk holds.
 _LONGEST_AXIS = 1 << 20
 _MOST_PIXELS = 1 << 36
-_MOST_PLACES = 1 << 20
 
 # Headers on a network are looked at by so many at once.
 _REMOTE_PEEKS = 16
@@ -153,7 +152,7 @@ class Exposure:
 def _facts(kind: str, shape: Sequence[int], attributes: Mapping[str, Any]) -> Facts:
     """Return facts of which every value is of a kind that a header can tell."""
     ny, nx = (int(n) for n in shape)
-    is_possible = 0 < min(ny, nx) and max(ny, nx) <= _LONGEST_AXIS and ny * nx <= _MOST_PIXELS
+    is_possible = min(ny, nx) > 0 and max(ny, nx) <= _LONGEST_AXIS and ny * nx <= _MOST_PIXELS
     if not (isinstance(kind, str) and is_possible):
         raise ValueError(f"{kind!r} of {ny} x {nx} pixels is no frame")
     for value in attributes.values():
@@ -164,7 +163,7 @@ def _facts(kind: str, shape: Sequence[int], attributes: Mapping[str, Any]) -> Fa
 
 def _place(node: str, index: int) -> Place:
     """Return a place that is in the store."""
-    if not isinstance(node, str) or not isinstance(index, int) or not 0 <= index < _MOST_PLACES:
+    if not isinstance(node, str) or not isinstance(index, int) or not 0 <= index < MOST_PLACES:
         raise TypeError(f"{node!r} {index!r} is no place")
     if not all(map(is_safe_component, node.split("/"))):
         raise ValueError(f"{node!r} leads out of the store")

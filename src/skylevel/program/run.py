@@ -300,9 +300,9 @@ def _execute(session: _Session, workers: "_Workers", progress: Progress | None) 
         _execute_groups(session, workers, counted(progress, len(alone), total))
     try:
         describe_program(session.store, session.plan)
-    except OSError as error:
+    except (OSError, StoreError) as error:
         # Such as a full disk: what is measured is stored without it, and the next run writes it.
-        log.warning("%s: names and header facts are not written: %s", session.store.url, error)
+        log.warning("%s: names and header facts are not written: %s", session.store.name, error)
 
 
 def _execute_groups(session: _Session, workers: "_Workers", progress: Progress) -> None:

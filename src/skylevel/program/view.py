@@ -9,7 +9,7 @@ from typing import Any
 import xarray as xr
 
 from skylevel.errors import StoreError
-from skylevel.io.nodes import RECORD, Place, location
+from skylevel.io.nodes import RECORD, Place, location, without_remarks
 from skylevel.io.store import ProgramStore
 from skylevel.io.urls import without_secrets
 from skylevel.program.ledger import Ledger, Steps
@@ -90,7 +90,7 @@ def open_program(output: str | PathLike[str]) -> xr.DataTree:
     Raises
     ------
     StoreError
-        No exposure is measured there.
+        No exposure is measured there, or the store is damaged.
 
     Notes
     -----
@@ -106,13 +106,18 @@ def open_program(output: str | PathLike[str]) -> xr.DataTree:
     if not ledger or not measured:
         raise StoreError(f"{store.name}: holds no measured exposure")
     try:
-        tree = xr.open_datatree(location(store.url), engine="zarr", chunks={})
+        with without_remarks():
+            tree = xr.open_datatree(location(store.url), engine="zarr", chunks={})
         nodes = {node: _stacked(tree[node].to_dataset(), measured[node], ledger.records) for node in sorted(measured)}
         return xr.DataTree.from_dict(dict(_named(nodes)))
     except Exception as error:
-        # zarr and xarray have errors of every kind for metadata that are none.
-        cause = without_secrets(str(error), store.url) or type(error).__name__
-        raise StoreError(f"{store.name}: is damaged: {cause}; run the program again") from error
+        raise _damaged(store, error) from error
+
+
+def _damaged(store: ProgramStore, error: Exception) -> StoreError:
+    """Say that a store is damaged: zarr and xarray have errors of every kind for metadata that are none."""
+    cause = without_secrets(str(error), store.url) or type(error).__name__
+    return StoreError(f"{store.name}: is damaged: {cause}; run the program again")
 
 
 def describe_program(store: ProgramStore, plan: Sequence[Exposure]) -> None:
@@ -123,16 +128,26 @@ def describe_program(store: ProgramStore, plan: Sequence[Exposure]) -> None:
     store : ProgramStore
     plan : sequence of Exposure
         All that the store has places for.
+
+    Raises
+    ------
+    StoreError
+        The store's metadata are damaged.
     """
     with store.locked():
         nodes: dict[str, list[Exposure]] = defaultdict(list)
         for exposure in plan:
             if exposure.place:
                 nodes[exposure.place.node].append(exposure)
-        for node, exposures in nodes.items():
-            records = store.read_records(exposure.place for exposure in exposures if exposure.place)
-            store.describe(node, _facts(exposures, records), _attributes(records))
-        store.finish()
+        try:
+            for node, exposures in nodes.items():
+                records = store.read_records(exposure.place for exposure in exposures if exposure.place)
+                store.describe(node, _facts(exposures, records), _attributes(records))
+            store.finish()
+        except OSError:
+            raise
+        except Exception as error:
+            raise _damaged(store, error) from error
 
 
 def _facts(exposures: Sequence[Exposure], records: Mapping[Place, Mapping[str, Any]]) -> list[dict[str, Any]]:
