@@ -221,7 +221,7 @@ class TestTooLarge:
     def test_for_this_process(self, tmp_path: Path, capfd: Any, monkeypatch: Any) -> None:
         write_exposure(tmp_path / "small.fits", shape=(60, 70))
         large = write_exposure(tmp_path / "large.fits", shape=(300, 400))
-        monkeypatch.setattr("skylevel.program.run.MEMORY_LIMIT", (300 << 20) + 12 * 300 * 400 - 1)
+        monkeypatch.setattr("skylevel.program.run.process_memory", lambda: (300 << 20) + 12 * 300 * 400 - 1)
         status, said = run_here(capfd, tmp_path, "--output", tmp_path / "out")
         assert status == 1
         assert f"failed: {large}: needs about" in said

@@ -23,6 +23,7 @@ import functools
 import glob
 import itertools
 import json
+import math
 import re
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -37,7 +38,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from skylevel.errors import StoreError
 from skylevel.io.atomic import remove_asides, replacing
-from skylevel.io.lock import locked
+from skylevel.io.lock import Lock, Share, locked, reserved
 from skylevel.io.names import printable, safe_component
 from skylevel.io.nodes import (
     COMPRESSORS,
@@ -90,9 +91,21 @@ class ProgramStore:
         except (ValueError, ImportError) as error:
             raise StoreError(f"{self.name}: {error}") from error
 
+    # ---- who may write: one run, or the shares of one
+
+    def reserved(self, share: Share | None = None) -> AbstractContextManager[Lock]:
+        """Keep other runs from this store, all of them, or all but the other shares of as many; see `io.lock`."""
+        self._require_own("")
+        self._files.makedirs(self._root, exist_ok=True)
+        return reserved(self.url, share)
+
+    def combining(self) -> AbstractContextManager[Lock]:
+        """Wait until no other share combines what groups know, and keep them from it."""
+        return locked(f"{self.url}/combining.lock", patience=math.inf)
+
     # ---- shapes: the driver, one at a time
 
-    def locked(self) -> AbstractContextManager[None]:
+    def locked(self) -> AbstractContextManager[Lock]:
         """Keep other processes from changing what the store holds of plan and shapes."""
         self._require_own("")
         self._files.makedirs(self._root, exist_ok=True)
@@ -314,9 +327,9 @@ class ProgramStore:
 
     def open_arrays(self, place: Place, names: Iterable[str], *, chunked: bool = False) -> xr.Dataset:
         """Return some stored arrays of an exposure, lazily, whatever its record says."""
-        store, chunks = location(f"{self.url}/{place.node}"), {} if chunked else None
+        store = location(f"{self.url}/{place.node}")
         with without_remarks():
-            node = xr.open_zarr(store, consolidated=False, chunks=chunks)
+            node = xr.open_zarr(store, consolidated=False, chunks={} if chunked else None)
         shared = [name for name in node.coords if "exposure" not in node[name].dims]
         told = [name for name in node.coords if "exposure" in node[name].dims]
         kept = node[[*names, *shared]].isel(exposure=place.index).drop_vars(told)

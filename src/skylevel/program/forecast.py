@@ -140,10 +140,11 @@ def impossible(
     reasons = {}
     for exposure in exposures:
         if exposure.name in large and (why := _why_in_one_piece(exposure, available, in_blocks=in_blocks)):
-            needed = gigabytes(needs[exposure.name].memory)
+            needed = f"{exposure.source}: needs about {gigabytes(needs[exposure.name].memory)} of memory"
             reasons[exposure.name] = (
-                f"{exposure.source}: needs about {needed} of memory, a worker has {gigabytes(available)}, and {why}: "
-                "use fewer workers with more memory each"
+                f"{needed}, a worker has {gigabytes(available)}, and {why}: use fewer workers with more memory each"
+                if in_blocks
+                else f"{needed}, this process has {gigabytes(available)}: give it more, or run without {why}"
             )
     if reasons and len(reasons) == len(exposures):
         raise PlanError(next(iter(reasons.values())))
@@ -153,7 +154,7 @@ def impossible(
 def _why_in_one_piece(exposure: Exposure, available: int, *, in_blocks: bool) -> str:
     """Return why an exposure cannot be done in blocks; empty where it can."""
     if not in_blocks:
-        return "--partition levels a frame in one piece"
+        return "--partition, which does large frames in blocks"
     if exposure.job.block_rows(exposure.recipe) is None:
         return f"the job {exposure.recipe.name!r} levels a frame in one piece"
     if is_remote(exposure.source) or exposure.source.lower().endswith((".gz", ".fz")):
