@@ -80,7 +80,7 @@ class TestNames:
         folder.mkdir()
         for name in NAMES:
             (folder / name).write_bytes(dng() if name.endswith("dng") else cal())
-        write_truncated(folder / "cut\udce9\x1b[2J.fits")
+        (folder / "cut\udce9\x1b[2J.fits").write_bytes(cal()[:9000])
         environment = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
         process = skylevel("run", folder, "--output", tmp_path / "out", "--workers", 1, env=environment)
         assert process.returncode == 1
@@ -374,7 +374,6 @@ class TestFolders:
         expected = {"e", "n1-e", "n2-e", "f"}
         assert {path.name.removesuffix("_rowbgsub.fits") for path in (top / "out").glob("*.fits")} == expected
         assert "1 done already" in said
-        assert "--recursive looks into its 2 subfolders" in refused(capfd, tmp_path / "in2", "--output", "o") or True
 
     def test_a_folder_with_nothing_but_folders(self, tmp_path: Path, capfd: Any) -> None:
         write_exposure(tmp_path / "in" / "night" / "e.fits")
