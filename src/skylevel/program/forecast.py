@@ -172,7 +172,8 @@ def _need(exposure: Exposure) -> Need:
     job, size = exposure.job, int(exposure.identity.get("size") or 0)
     of_products = max((job.products[product].bytes_per_pixel for product in exposure.outputs), default=0)
     copied = job.copied_bytes(size, facts, exposure.layout)
-    output = facts.n_pixels * (_OUTPUT_BYTES_PER_PIXEL * len(exposure.outputs) + job.stored_bytes_per_pixel) + copied
+    of_outputs = _OUTPUT_BYTES_PER_PIXEL * len(exposure.outputs) + job.stored_bytes_per_pixel(exposure.recipe)
     of_mosaic = _MOSAIC_BYTES_PER_PIXEL if facts.attributes.get("resampled") else 0
-    memory = _BASE_BYTES + (job.bytes_per_pixel + of_products + of_mosaic) * facts.n_pixels
-    return Need((exposure.recipe.name, *facts.instrument), memory, int(output))
+    memory = _BASE_BYTES + (job.bytes_per_pixel(exposure.recipe) + of_products + of_mosaic) * facts.n_pixels
+    kind = (exposure.recipe.name, *facts.instrument)
+    return Need(kind, int(memory), int(facts.n_pixels * of_outputs) + copied)

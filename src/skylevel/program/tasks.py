@@ -22,11 +22,12 @@ from threadpoolctl import ThreadpoolController
 from skylevel.errors import ClusterError, StoreError, UnsupportedFrameError
 from skylevel.io.frame import open_frame
 from skylevel.io.nodes import Chunks, Place
-from skylevel.io.records import is_small, small_values
+from skylevel.io.records import PICTURE, is_small, small_values
 from skylevel.io.remote import local_input, local_output
 from skylevel.io.store import ProgramStore
 from skylevel.io.urls import public_url
 from skylevel.jobs import Measured, Writing
+from skylevel.jobs.picture import picture_of
 from skylevel.level.arrays import compute_here, is_lazy, write_chunks
 from skylevel.memory import keep_freed_memory, peak_memory
 from skylevel.program.ledger import Steps
@@ -244,8 +245,8 @@ def read_frame(path: Path, exposure: Exposure) -> xr.Dataset:
         raise UnsupportedFrameError(f"{path}: the recipe {job.recipe.name!r} does not level this kind of file")
     require_unlevelled(exposure, frame.attrs)
     # Of a mosaic, the weights tell where there are no data.
-    weights = ["wht"] if frame.attrs.get("resampled") and "wht" in frame else []
-    return frame[[job.variable, *weights]]
+    wanted = [*job.variables(exposure.recipe), *(["wht"] if frame.attrs.get("resampled") else [])]
+    return frame[[name for name in wanted if name in frame or name == job.variable]]
 
 
 def in_blocks(frame: xr.Dataset, exposure: Exposure) -> xr.Dataset:
@@ -368,7 +369,8 @@ def _export(exposure: Exposure, leveling: Leveling, store: ProgramStore, record:
         found = store.read_group(*exposure.group)
         if found is None or found[0] != where.group_key:
             raise StoreError(f"{exposure.source}: what its group knows is not in {store.name}; run the program again")
-        group = found[1]
+        # Its own values, of what has one an exposure.
+        group = found[1].sel(exposure=exposure.name) if "exposure" in found[1].dims else found[1]
     writing = Writing(exposure.layout, *cards_of(exposure.recipe.provenance()))
     measured = Measured(
         job=exposure.job, frame=leveling.frame, estimate=leveling.estimate, recipe=exposure.recipe, group=group,
@@ -378,13 +380,26 @@ def _export(exposure: Exposure, leveling: Leveling, store: ProgramStore, record:
     with record.stage("export"):
         for kind, url in exposure.outputs.items():
             with local_output(url) as path:
-                exposure.job.products[kind].write(path, measured)
+                remark = exposure.job.products[kind].write(path, measured)
                 written[kind] = written_output(path, extension)
-            record.say(f"wrote {public_url(url)}")
+            record.say(f"wrote {public_url(url)}" + (f"; {remark}" if remark else ""))
+    with record.stage("picture"):
+        picture = _picture(measured, record)
+    metrics = {**record.metrics(), "line_scatter": picture.get("scatter", {})}
     exported = {
-        "exported": exposure.export_key(where.group_key), "export_metrics": record.metrics(), "outputs": written,
+        "exported": exposure.export_key(where.group_key), "export_metrics": metrics, PICTURE: picture,
+        "outputs": written,
     }  # fmt: skip
     store.write_record(require_place(exposure, store), leveling.kept | exported)
+
+
+def _picture(measured: Measured, record: Record) -> dict[str, Any]:
+    """Return an exposure's picture; its files are written, so where it has none it is done all the same."""
+    try:
+        return picture_of(measured)
+    except (ArithmeticError, LookupError, MemoryError, OSError, TypeError, ValueError) as error:
+        record.say(f"has no picture: {type(error).__name__}: {error}")
+        return {}
 
 
 def require_version(client_version: str) -> None:
