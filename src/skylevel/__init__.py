@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from skylevel.program.run import run
     from skylevel.program.view import open_program
     from skylevel.program.view import program_status as status
+    from skylevel.report import write_report
 
 # Where each public name is, found on first use, so that importing skylevel (in every worker, and for --help) costs no
 # more than it must.
@@ -38,6 +39,7 @@ _HOMES = {
     "run": ("skylevel.program.run", "run"),
     "status": ("skylevel.program.view", "program_status"),
     "write_frame": ("skylevel.jobs.writing", "write_frame"),
+    "write_report": ("skylevel.report", "write_report"),
 }
 
 __all__ = [
@@ -56,6 +58,7 @@ __all__ = [
     "run",
     "status",
     "write_frame",
+    "write_report",
 ]
 
 

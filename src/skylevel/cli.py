@@ -110,6 +110,7 @@ def _where_options(function: Callable[..., int]) -> Callable[..., int]:
 @click.option("--overwrite", is_flag=True, help="Do again what is done.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
 @click.option("--partition", metavar="I/N", help="Do only the I-th of N shares, in this process: for job arrays.")
+@click.option("--no-report", is_flag=True, help="Write no report.html at the end.")
 @_where_options
 def run(inputs: tuple[str, ...], output: str, **options: Any) -> int:
     """Level every INPUT: files, folders, globs, associations (*_asn.json), @list.txt, URLs."""
@@ -130,7 +131,8 @@ def run(inputs: tuple[str, ...], output: str, **options: Any) -> int:
         else:
             target = Target(cluster=options["cluster"], workers=options["workers"])
             result = run_plan(plan, output, target=target, overwrite=options["overwrite"], progress=progress)
-    return _print_result(result)
+    page = None if options["no_report"] else _report_of(result, share)
+    return _print_result(result, page)
 
 
 @commands.command()
@@ -161,6 +163,16 @@ def status(output: str) -> int:
 
 
 @commands.command()
+@_output_argument
+def report(output: str) -> int:
+    """Write OUTPUT/report.html, a page on what was run and how it went, from the store alone."""
+    from skylevel.report import write_report
+
+    console.print(write_report(output), markup=False)
+    return 0
+
+
+@commands.command()
 @click.argument("recipe", callback=_known_recipe, metavar="rows|channels")
 @click.option("--preset", default="notebook", show_default=True, metavar="NAME")
 def config(recipe: str, preset: str) -> int:
@@ -182,7 +194,7 @@ def demo(output: str, cluster: str, workers: int | None, quiet: bool) -> int:
     paths = write_program(program)
     with _reporting(str(levelled), quiet=quiet) as progress:
         result = run_program(map(str, paths), str(levelled), cluster=cluster, workers=workers, progress=progress)
-    code = _print_result(result)
+    code = _print_result(result, _report_of(result))
     if not result.failed:
         console.print("\nRMS of the stripes and of the sky's gradient against the truth, before and after:\n")
         console.print(summary(measure_levels(program, levelled)), markup=False)
@@ -332,12 +344,26 @@ def _print_plan(plan: "list[Exposure]", output: str) -> int:
     return 0
 
 
-def _print_result(result: "ProgramResult") -> int:
-    """Print the final table: done, failed with reasons, where the files are."""
+def _report_of(result: "ProgramResult", share: tuple[int, int] | None = None) -> str | None:
+    """Write the report of a run that did something; of shares, the last one writes it. It fails no run."""
+    from skylevel.program.view import program_status
+    from skylevel.report import write_report
+
+    try:
+        if share and any(exposure.state == "left" for exposure in program_status(result.output)):
+            return None
+        return write_report(result.output)
+    except SkylevelError as error:
+        errors.print(f"no report: {error}", markup=False)
+        return None
+
+
+def _print_result(result: "ProgramResult", page: str | None = None) -> int:
+    """Print the final table: done, failed with reasons, where the files and the report are."""
     before = [("done before", str(len(result.skipped)))] if result.skipped else []
     done, failed = (str(len(some)) for some in (result.done, result.failed))
     took = [("work", _work(result))] if result.done else []
-    where = [("outputs", result.output), ("store", result.store)]
+    where = [("outputs", result.output), ("store", result.store)] + ([("report", page)] if page else [])
     _print_columns([("done", done), *before, ("failed", failed), *took, *where])
     for reason in result.failed.values():
         errors.print(f"failed: {reason}", markup=False)

@@ -20,8 +20,8 @@ from skylevel.kernels.pattern import ColorPattern
 from skylevel.kernels.preview import (
     block_means,
     block_sides,
-    center_and_spread,
     cell_means,
+    center_and_spread,
     line_levels,
     masked_cells,
     mosaic_means,
@@ -34,9 +34,9 @@ from skylevel.level.frames import MESH_DIMS
 Floats = NDArray[np.float32]
 
 # The stretch, in standard deviations of the picture before: from so far below the median to so far above.
-_BELOW, _ABOVE = 4.0, 10.0
+_BELOW, _ABOVE = 3.0, 6.0
 # Of JPEG: noise is most of a picture, and nobody needs it exactly.
-_QUALITY = 60
+_QUALITY = 70
 # Points of a profile.
 _POINTS = 512
 # Lines of each block that are read of a frame that is done in blocks.
@@ -92,15 +92,17 @@ def _image_planes(image: xr.DataArray, measured: Measured) -> _Planes:
     three = [image, measured.levelled(), mask]
     if not whole:
         three, height = _some_lines(three, lines, height), min(height, _LINES)
-    before, after, hidden = (plane.transpose(lines, across).data for plane in three)
-    cells = [cell_means(plane, width=width) for plane in (before, after)]
+    *two, hidden = (plane.transpose(lines, across).data for plane in three)
+    cells = [cell_means(plane, width=width) for plane in two]
     masked = masked_cells(hidden, width=width)
     levels = (line_levels(cells[0], masked), line_levels(cells[1], masked)) if whole else None
     pictures = [block_means(plane, height=height) for plane in cells]
     sources = block_means(masked.astype(np.float32), height=height) >= 0.5
     if vertical:
         pictures, sources = [plane.T for plane in pictures], sources.T
-    return _Planes(*pictures, sources, levels, lines)
+    # The first row is the lowest, as everywhere with FITS; a mosaic's is the highest, as the camera has it.
+    before, after = (plane[::-1] for plane in pictures)
+    return _Planes(before, after, sources[::-1], levels, lines)
 
 
 def _some_lines(planes: list[xr.DataArray], lines: str, height: int) -> list[xr.DataArray]:
@@ -115,7 +117,8 @@ def _mosaic_planes(mosaic: xr.DataArray, measured: Measured, rows: tuple[str, ..
     pattern = ColorPattern.of(rows)
     sides = block_sides((mosaic.sizes["y"], mosaic.sizes["x"]), pattern.period)
     two = (plane.to_numpy() for plane in (mosaic, measured.levelled()))
-    return _Planes(*(mosaic_means(plane, pattern, sides=sides) for plane in two))
+    before, after = (mosaic_means(plane, pattern, sides=sides) for plane in two)
+    return _Planes(before, after)
 
 
 def _pictures(planes: _Planes) -> dict[str, Any]:
@@ -146,7 +149,7 @@ def _eight_bits(plane: Floats, low: float, high: float) -> NDArray[np.uint8]:
 def _jpeg(plane: NDArray[np.uint8]) -> str:
     """Return a plane (y, x), or the first three of several (channel, y, x), or their mean, as JPEG in base 64."""
     if plane.ndim == 3:
-        plane = np.moveaxis(plane, 0, -1) if len(plane) == 3 else plane.mean(axis=0).astype(np.uint8)  # noqa: PLR2004
+        plane = np.moveaxis(plane, 0, -1) if len(plane) == 3 else plane.mean(axis=0).astype(np.uint8)
     return _encoded(Image.fromarray(np.ascontiguousarray(plane)), "JPEG", quality=_QUALITY)
 
 
@@ -169,12 +172,13 @@ def _curves(planes: _Planes) -> dict[str, Any]:
         return {}
     named = dict(zip(("before", "after"), planes.levels, strict=True))
     spectra = {name: power_spectrum(levels) for name, levels in named.items()}
+    known = {name: center_and_spread(levels) for name, levels in named.items()}
     step = -(-len(planes.levels[0]) // _POINTS)
     return {
         "dim": planes.dim,
         "step": step,
-        "levels": {name: _packed(_every(levels - center_and_spread(levels)[0], step)) for name, levels in named.items()},
-        "scatter": {name: center_and_spread(levels)[1] for name, levels in named.items()},
+        "levels": {name: _packed(_every(levels - known[name][0], step)) for name, levels in named.items()},
+        "scatter": {name: spread for name, (_, spread) in known.items()},
         "frequency": _packed(spectra["before"][0]),
         "power": {name: _packed(power) for name, (_, power) in spectra.items()},
     }
@@ -209,5 +213,5 @@ def _by_channel(background: xr.DataArray) -> Iterator[tuple[str, Floats]]:
 
 
 def _whole(mesh: Floats) -> NDArray[np.uint8]:
-    low, high = np.nanmin(mesh), np.nanmax(mesh)
+    low, high = float(np.nanmin(mesh)), float(np.nanmax(mesh))
     return _eight_bits(mesh, low, high if high > low else low + 1)

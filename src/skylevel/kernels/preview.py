@@ -4,7 +4,6 @@ A picture is to cost next to nothing beside the measurement, so an image is read
 blocks cut its lines; everything else is made of those. It shows what was done, and no number of it is used again.
 """
 
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -158,7 +157,7 @@ def mosaic_means(mosaic: NDArray[np.generic], pattern: ColorPattern, *, sides: t
 
 
 def outline(mask: Bool) -> Bool:
-    """Return the pixels (y, x) of a mask that have a neighbour, above, below or beside, that is not of it."""
-    padded = np.pad(mask, 1, mode="edge")
-    inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-    return mask & ~inner
+    """Return the pixels (y, x) around a mask: those beside or across a corner of it, which hide nothing of it."""
+    tall = np.pad(mask, 1)
+    tall = tall[:-2] | tall[1:-1] | tall[2:]
+    return (tall[:, :-2] | tall[:, 1:-1] | tall[:, 2:]) & ~mask

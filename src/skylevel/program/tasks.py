@@ -376,10 +376,19 @@ def _export(exposure: Exposure, leveling: Leveling, store: ProgramStore, record:
                 exposure.job.products[kind].write(path, measured)
             record.say(f"wrote {url}")
     with record.stage("picture"):
-        picture = picture_of(measured)
+        picture = _picture(measured, record)
     metrics = {**record.metrics(), "line_scatter": picture.get("scatter", {})}
     exported = {"exported": exposure.export_key(where.group_key), "export_metrics": metrics, PICTURE: picture}
     store.write_record(require_place(exposure, store), leveling.kept | exported)
+
+
+def _picture(measured: Measured, record: Record) -> dict[str, Any]:
+    """Return an exposure's picture; its files are written, so where it has none it is done all the same."""
+    try:
+        return picture_of(measured)
+    except (ArithmeticError, LookupError, MemoryError, OSError, TypeError, ValueError) as error:
+        record.say(f"has no picture: {type(error).__name__}: {error}")
+        return {}
 
 
 def require_version(client_version: str) -> None:

@@ -1,6 +1,5 @@
 """What a report shows across exposures: levels over time, stripes by kind, and what groups know together."""
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -26,14 +25,13 @@ class Spread(NamedTuple):
     """Stripes of a kind of exposures: the medians before and after, their ranges, and dots, in units of a drawing."""
 
     name: str
-    count: int
+    text: str
     before: float
     after: float
     before_range: tuple[float, float]
     after_range: tuple[float, float]
     before_dots: list[float]
     after_dots: list[float]
-    text: str
 
 
 class Stripes(NamedTuple):
@@ -63,7 +61,8 @@ def stripes_by_kind(entries: Sequence[Entry]) -> list[Stripes]:
     drawings = []
     for unit in sorted({entry.unit for entry in known}):
         some = [entry for entry in known if entry.unit == unit]
-        axis = axis_over([value for entry in some for value in entry.stripes], 560, f"stripes / {unit or '?'}", log=True)
+        values = [value for entry in some for value in entry.stripes]
+        axis = axis_over(values, 560, f"stripes / {unit or '?'}", log=True)
         drawings.append(Stripes(axis, [_spread(kind, of_kind, axis) for kind, of_kind in by_kind(some).items()]))
     return drawings
 
@@ -75,9 +74,9 @@ def _spread(kind: tuple[str, str], entries: Sequence[Entry], axis: Axis) -> Spre
     at = np.round(axis.at(values), 1)
     dots = (at[:, 0].tolist(), at[:, 1].tolist()) if len(entries) <= _MOST_DOTS else ([], [])
     x = [[round(float(v), 1) for v in axis.at(of)] for of in (medians, low, high)]
-    text = f"{medians[0]:.3g} before, {medians[1]:.3g} after"
-    ranges = ((x[1][0], x[2][0]), (x[1][1], x[2][1]))
-    return Spread(title_of(kind), len(entries), x[0][0], x[0][1], *ranges, *dots, text)
+    text = f"{medians[0]:.3g} before, {medians[1]:.3g} after ({len(entries)} exposures)"
+    median, low, high = x
+    return Spread(title_of(kind), text, *median, (low[0], high[0]), (low[1], high[1]), *dots)
 
 
 def levels_over_time(store: ProgramStore, entries: Sequence[Entry]) -> Iterator[Plane | Plot]:
@@ -119,7 +118,7 @@ def _waterfall(entries: Sequence[Entry], levels: xr.DataArray, order: list[int])
     ends = f"first {entries[0].name}, last {entries[-1].name}"
     title = f"{title_of(entries[0].kind)}: {len(entries)} exposures"
     return plane_plot(
-        title, plane, f"detector {what}", "exposure, in time", entries[0].unit, notes=(ends,),
+        title, plane, f"detector {what}", "exposure", entries[0].unit, notes=(ends,),
         size=(560, min(max(8 * len(entries), 80), 320)),
     )  # fmt: skip
 
@@ -162,9 +161,10 @@ def _nan_mean(values: Values, axes: tuple[int, ...]) -> Values:
 
 def _nan_median(values: Values) -> Values:
     """Return the median of finite values along the last axis; NaN where there is none."""
-    empty = ~np.isfinite(values).any(axis=-1, keepdims=True)
-    medians = np.nanmedian(np.where(empty, 0.0, np.where(np.isfinite(values), values, np.nan)), axis=-1)
-    return np.where(empty[..., 0], np.nan, medians)
+    known = np.isfinite(values)
+    some = known.any(axis=-1)
+    medians = np.nanmedian(np.where(known, values, np.where(some[..., None], np.nan, 0.0)), axis=-1)
+    return np.where(some, medians, np.nan)
 
 
 def group_views(store: ProgramStore, ledger: Ledger) -> Iterator[GroupView]:
@@ -214,5 +214,5 @@ def _group_plane(title: str, plane: Values, dims: list[str], unit: str) -> Plane
 
 def _text(values: Any) -> str:
     flat = np.asarray(values).ravel()
-    shown = ", ".join(f"{v:.4g}" if isinstance(v, float) and math.isfinite(v) else str(v) for v in flat[:_LISTED].tolist())
-    return shown + (f", … ({flat.size} values)" if flat.size > _LISTED else "")
+    listed = (f"{value:.4g}" if isinstance(value, float) else str(value) for value in flat[:_LISTED].tolist())
+    return ", ".join(listed) + (f", … ({flat.size} values)" if flat.size > _LISTED else "")

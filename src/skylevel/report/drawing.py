@@ -30,6 +30,7 @@ class Axis:
     label: str = ""
     log: bool = False
     flipped: bool = False
+    whole: bool = False
 
     def at(self, values: Any) -> Values:
         """Return where values stand, in units of the drawing."""
@@ -43,6 +44,8 @@ class Axis:
     def ticks(self) -> list[tuple[float, str]]:
         """Where ticks stand, in units of the drawing, and what is written there."""
         values = _decades(self.low, self.high) if self.log else _round_values(self.low, self.high)
+        if self.whole:
+            values = [value for value in values if value == round(value)]
         return [(round(float(self.at(value)), 1), f"{value:.6g}") for value in values]
 
 
@@ -143,9 +146,11 @@ def plane_plot(title: str, plane: Values, x: str, y: str, unit: str = "", **how:
     width, height = how.get("size", (560, 240))
     finite = plane[np.isfinite(plane)]
     low, high = (float(v) for v in np.percentile(finite, (1, 99))) if finite.size else (0.0, 1.0)
-    axes = Axis(0, plane.shape[1], width, x), Axis(0, plane.shape[0], height, y, flipped=how.get("upwards", False))
-    shown = plane[::-1] if how.get("upwards", False) else plane
-    return Plane(title, *axes, colored(shown, low, high), f"{low:.3g}", f"{high:.3g}", unit, how.get("notes", ()))
+    upwards = how.get("upwards", False)
+    across = Axis(0, plane.shape[1], width, x, whole=True)
+    up = Axis(0, plane.shape[0], height, y, flipped=upwards, whole=True)
+    shown = plane[::-1] if upwards else plane
+    return Plane(title, across, up, colored(shown, low, high), f"{low:.3g}", f"{high:.3g}", unit, how.get("notes", ()))
 
 
 def colored(plane: Values, low: float, high: float) -> str:

@@ -14,9 +14,9 @@ from skylevel.program.view import states_of
 
 #: What metrics are called on the page, with a unit; "" is that of the exposure. Others go under their own names.
 LABELS: Mapping[str, tuple[str, str | None]] = {
-    "masked_fraction": ("share of the pixels in sources", "%"),
+    "masked_fraction": ("pixels in sources", "%"),
     "unlevelled": ("lines left as they were", None),
-    "exclude_percentile": ("share of pixels a box may lack", "%, of 100"),
+    "exclude_percentile": ("pixels a box may lack", "percent"),
     "row_level_std": ("scatter of the levels subtracted", ""),
 }
 _STRIPES = re.compile(r"(stripe\w*)_before\Z")
@@ -70,13 +70,12 @@ class Entry:
 
     @property
     def stripes(self) -> tuple[float, float]:
-        """Stripes before and after, as the job measured them, or else by the scatter of the lines; NaN where unknown."""
+        """Stripes before and after, as the job measured them, or else by its lines' scatter; NaN where unknown."""
         metrics = self.metrics
         for key in metrics:
             if (found := _STRIPES.match(key)) and f"{found[1]}_after" in metrics:
                 return number(metrics[key]), number(metrics[f"{found[1]}_after"])
-        exported = self.record.get("export_metrics")
-        scatter = exported.get("line_scatter") if isinstance(exported, dict) else None
+        scatter = self._exported.get("line_scatter")
         known = scatter if isinstance(scatter, dict) else {}
         return number(known.get("before")), number(known.get("after"))
 
@@ -88,9 +87,8 @@ class Entry:
     @property
     def stages(self) -> dict[str, float]:
         """Seconds of each stage, by name."""
-        measured, exported = self.record.get("metrics"), self.record.get("export_metrics")
-        first = _numbers(measured.get("seconds")) if isinstance(measured, dict) else {}
-        last = _numbers(exported.get("seconds")) if isinstance(exported, dict) else {}
+        first = _numbers(self.record.get("metrics", {}).get("seconds"))
+        last = _numbers(self._exported.get("seconds"))
         # Of a group's member, or one that was exported anew, each of the two tasks read the file.
         again = first.get("read", 0.0) if "measure" not in last else 0.0
         return {**first, **last, **({"read": last["read"] + again} if "read" in last else {})}
@@ -103,8 +101,12 @@ class Entry:
     @property
     def peak(self) -> float:
         """The most memory, in MiB, that its workers had held; NaN where unknown."""
+        return max(_numbers(self._exported.get("peaks_mib")).values(), default=math.nan)
+
+    @property
+    def _exported(self) -> Mapping[str, Any]:
         exported = self.record.get("export_metrics")
-        return max(_numbers(exported.get("peaks_mib")).values(), default=math.nan) if isinstance(exported, dict) else math.nan
+        return exported if isinstance(exported, dict) else {}
 
 
 def entries_of(ledger: Ledger, failures: Mapping[str, str]) -> list[Entry]:

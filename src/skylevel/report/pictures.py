@@ -113,7 +113,8 @@ def _plots(kept: Mapping[str, Any], unit: str) -> list[Plot]:
 
 def _spectrum(kept: Mapping[str, Any], unit: str) -> list[Plot]:
     frequency = _curve(kept["frequency"])
-    known = [(name, power) for name in ("before", "after") if len(power := _curve(kept["power"][name])) == len(frequency)]
+    powers = [(name, _curve(kept["power"][name])) for name in ("before", "after")]
+    known = [(name, power) for name, power in powers if len(power) == len(frequency)]
     if not len(frequency) or not known:
         return []
     what = "row" if kept["dim"] == "y" else "column"
