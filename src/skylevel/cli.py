@@ -345,14 +345,15 @@ def _print_plan(plan: "list[Exposure]", output: str) -> int:
 
 
 def _report_of(result: "ProgramResult", share: tuple[int, int] | None = None) -> str | None:
-    """Write the report of a run that did something; of shares, the last one writes it. It fails no run."""
+    """Write a run's report; of shares the last one does, and without work the earlier one stands. It fails no run."""
     from skylevel.program.view import program_status
-    from skylevel.report import write_report
+    from skylevel.report import has_report, write_report
 
     try:
         if share and any(exposure.state == "left" for exposure in program_status(result.output)):
             return None
-        return write_report(result.output)
+        worked = result.done or result.failed
+        return (None if worked else has_report(result.output)) or write_report(result.output)
     except SkylevelError as error:
         errors.print(f"no report: {error}", markup=False)
         return None

@@ -5,6 +5,8 @@ blocks cut its lines; everything else is made of those. It shows what was done, 
 """
 
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -52,7 +54,7 @@ def masked_cells(mask: Bool, *, width: int) -> Bool:
     return np.einsum("ijk->ij", _in_cells(mask.view(np.uint8), width), dtype=counter) > 0
 
 
-def _in_cells(plane: NDArray[np.generic], width: int) -> NDArray[np.generic]:
+def _in_cells(plane: NDArray[Any], width: int) -> NDArray[Any]:
     count = plane.shape[1] // width
     return plane[:, : count * width].reshape(len(plane), count, width)
 
@@ -127,7 +129,7 @@ def power_spectrum(levels: Float32) -> tuple[Float32, Float32]:
     return mean[0].astype(np.float32), mean[1].astype(np.float32)
 
 
-def mosaic_means(mosaic: NDArray[np.generic], pattern: ColorPattern, *, sides: tuple[int, int]) -> Float32:
+def mosaic_means(mosaic: NDArray[Any], pattern: ColorPattern, *, sides: tuple[int, int]) -> Float32:
     """Average each colour of a mosaic (y, x) in blocks, of which the first rows are looked at.
 
     Parameters

@@ -76,7 +76,9 @@ def _spread(kind: tuple[str, str], entries: Sequence[Entry], axis: Axis) -> Spre
     x = [[round(float(v), 1) for v in axis.at(of)] for of in (medians, low, high)]
     text = f"{medians[0]:.3g} before, {medians[1]:.3g} after ({len(entries)} exposures)"
     median, low, high = x
-    return Spread(title_of(kind), text, *median, (low[0], high[0]), (low[1], high[1]), *dots)
+    return Spread(
+        title_of(kind), text, median[0], median[1], (low[0], high[0]), (low[1], high[1]), dots[0], dots[1]
+    )
 
 
 def levels_over_time(store: ProgramStore, entries: Sequence[Entry]) -> Iterator[Plane | Plot]:
@@ -162,7 +164,7 @@ def _nan_mean(values: Values, axes: tuple[int, ...]) -> Values:
 def _nan_median(values: Values) -> Values:
     """Return the median of finite values along the last axis; NaN where there is none."""
     known = np.isfinite(values)
-    some = known.any(axis=-1)
+    some = np.asarray(known.any(axis=-1))
     medians = np.nanmedian(np.where(known, values, np.where(some[..., None], np.nan, 0.0)), axis=-1)
     return np.where(some, medians, np.nan)
 

@@ -18,7 +18,7 @@ from markupsafe import Markup
 
 from skylevel.errors import OutputError
 from skylevel.io.atomic import replacing
-from skylevel.io.remote import file_system, is_remote, local_output, public_url
+from skylevel.io.remote import file_system, is_remote, local_output, output_exists, public_url
 from skylevel.io.store import ProgramStore
 from skylevel.program.ledger import Ledger
 from skylevel.program.plan import read_plan, store_url
@@ -77,6 +77,12 @@ def write_report(output: str | PathLike[str]) -> str:
     except OSError as error:
         raise OutputError(f"{public_url(folder)}: the report cannot be written: {error.strerror or error}") from error
     return f"{folder}/{PAGE}"
+
+
+def has_report(output: str | PathLike[str]) -> str | None:
+    """Return where a program's page is; None where there is none."""
+    url = f"{fspath(output).rstrip('/')}/{PAGE}"
+    return url if output_exists(url) else None
 
 
 def _digest(entries: Sequence[Entry]) -> str:
