@@ -1,8 +1,8 @@
 """The report in a browser: headless Chromium, as a person and a keyboard use it. Skips where there is none."""
 
+import json
 import re
 import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from skylevel.report import page, writing
 selenium = pytest.importorskip("selenium", reason="no selenium here")
 from selenium import webdriver  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
-from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
+from selenium.webdriver.support.ui import Select, WebDriverWait  # noqa: E402
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="no chromium and chromedriver here")
@@ -38,7 +38,7 @@ class Browser:
         options.binary_location = str(CHROMIUM)
         for flag in (*_FLAGS, f"--user-data-dir={folder}"):
             options.add_argument(flag)
-        options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+        options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
         self.driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=str(DRIVER)))
 
     def open(self, output: Path, size: tuple[int, int] = DESKTOP, scheme: str = "light") -> None:
@@ -66,6 +66,9 @@ class Browser:
         (found,) = [cell for cell in self.all("#table thead th") if cell.text.startswith(name)]
         return found
 
+    def choose(self, column: str, value: str) -> None:
+        Select(self.one(f"select[data-column={column}]")).select_by_visible_text(value)
+
     def opened(self) -> str:
         """Wait for the picture that was asked for; its exposure's name."""
         WebDriverWait(self.driver, 10).until(lambda _: self.all("#picture[open] #content .about"))
@@ -75,6 +78,11 @@ class Browser:
 
     def press(self, key: str) -> None:
         self.driver.switch_to.active_element.send_keys(key)
+
+    def asked(self) -> list[str]:
+        """The addresses that were asked for since the last time."""
+        messages = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
+        return [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
 
     def errors(self) -> list[str]:
         return [entry["message"] for entry in self.driver.get_log("browser")]
@@ -91,10 +99,10 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 def browser(started: Browser) -> Iterator[Browser]:
     """A browser whose console stays silent, and which asked nothing of a network."""
     started.errors()
+    started.asked()
     yield started
     assert started.errors() == []
-    asked = started.run("return performance.getEntriesByType('resource').map(entry => entry.name)")
-    assert all(re.match(r"(file|data):", address) for address in asked)
+    assert [address for address in started.asked() if not re.match(r"(file|data):", address)] == []
 
 
 @pytest.fixture(scope="module")
@@ -140,13 +148,13 @@ class TestTable:
 
     def test_it_filters_by_state_filter_and_words(self, browser: Browser, output: Path) -> None:
         browser.open(output)
-        browser.one("select[data-column=state]").send_keys("failed")
+        browser.choose("state", "failed")
         assert browser.names() == ["cut"]
-        browser.one("select[data-column=state]").send_keys("all")
-        browser.one("select[data-column=filter]").send_keys("F115W")
+        browser.choose("state", "all")
+        browser.choose("filter", "F115W")
         assert browser.names() == ["f1"]
         assert browser.one("output").text == "1 of 13"
-        browser.one("select[data-column=filter]").send_keys("all")
+        browser.choose("filter", "all")
         browser.one("#words").send_keys("E0 done")
         assert browser.names() == [f"e{i:02d}" for i in range(9)]
 
@@ -194,15 +202,19 @@ class TestPicture:
         with patch.object(writing, "PER_PACK", 5), patch.object(page, "PER_PACK", 5):
             sl.write_report(tmp_path / "out")
         browser.open(tmp_path / "out")
-        loaded = "return performance.getEntriesByType('resource').map(e => e.name).filter(n => n.endsWith('.js'))"
-        assert browser.run(loaded) == []
+        assert self._scripts(browser) == []
         browser.all("#table button.open")[7].click()
         assert browser.opened() == NAMES[7]
-        assert [name[-5:] for name in browser.run(loaded)] == ["-1.js"]
+        assert self._scripts(browser) == ["-1.js"]
         for _ in range(3):
             browser.press(Keys.ARROW_RIGHT)
         assert browser.opened() == NAMES[10]
-        WebDriverWait(browser.driver, 10).until(lambda _: len(browser.run(loaded)) == 2)
+        assert self._scripts(browser) == ["-2.js"]
+
+    @staticmethod
+    def _scripts(browser: Browser) -> list[str]:
+        """The ends of the names of the scripts that were asked for since the last time."""
+        return [address[-5:] for address in browser.asked() if address.endswith(".js")]
 
     def test_a_page_whose_pictures_were_written_anew_says_so(
         self, started: Browser, output: Path, tmp_path: Path
@@ -248,7 +260,8 @@ class TestKeyboard:
 # Contrast of text as WCAG 2 defines it.
 _CONTRAST = """
 const rgb = (text) => text.match(/[\\d.]+/g).map(Number);
-const light = (c) => { const l = c.slice(0, 3).map((v) => (v /= 255) <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4);
+const bent = (v) => v <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4;
+const light = (c) => { const l = c.slice(0, 3).map((v) => bent(v / 255));
   return .2126 * l[0] + .7152 * l[1] + .0722 * l[2]; };
 const behind = (e) => { for (; e; e = e.parentElement) { const c = rgb(getComputedStyle(e).backgroundColor);
   if (c.length < 4 || c[3] > 0) return c; } return [255, 255, 255]; };
@@ -286,13 +299,14 @@ class TestLooks:
         dots = browser.run("return ['.d0', '.d1'].map(s => document.querySelector('.key ' + s).tagName)")
         assert dots == ["circle", "rect"]
 
-    @pytest.mark.parametrize("size", [PHONE, (320, 640)])
+    @pytest.mark.parametrize("size", [PHONE, (360, 640)])
     def test_a_phone_scrolls_one_way(self, browser: Browser, output: Path, size: tuple[int, int]) -> None:
         browser.open(output, size)
         assert browser.run("return document.documentElement.scrollWidth") <= size[0]
-        small = "return [...document.querySelectorAll('p, td, th, li, dd, .plot text')].filter(e => e.checkVisibility())"
-        sizes = browser.run(small + """.map((e) => parseFloat(getComputedStyle(e).fontSize) *
-            (e.ownerSVGElement ? e.ownerSVGElement.getScreenCTM().a : 1))""")
+        sizes = browser.run(
+            "return [...document.querySelectorAll('p, td, th, li, dd, .plot text')].filter(e => e.checkVisibility())"
+            ".map(e => parseFloat(getComputedStyle(e).fontSize) * (e.ownerSVGElement?.getScreenCTM().a ?? 1))"
+        )
         assert min(sizes) > 8
         browser.all("#table button.open")[1].click()
         browser.opened()
@@ -312,7 +326,8 @@ class TestHostile:
         shown = browser.opened()
         browser.press(Keys.ARROW_RIGHT)
         browser.opened()
-        assert {shown, browser.one("#picture-name").text} == {"<img src=x onerror=hacked=3>&'\"", "<svg onload=hacked=4>"}
+        names = {"<img src=x onerror=hacked=3>&'\"", "<svg onload=hacked=4>"}
+        assert {shown, browser.one("#picture-name").text} == names
         assert browser.run("return typeof hacked") == "undefined"
 
     def test_what_gets_in_all_the_same_runs_nowhere(self, started: Browser, output: Path, tmp_path: Path) -> None:
@@ -334,15 +349,9 @@ class TestThousand:
         for i in range(1, 1000):
             shutil.copy(source, tmp_path / "in" / f"e{i:04d}.fits")
         sl.run(tmp_path / "in", tmp_path / "out", client=client)
-        start = time.perf_counter()
         sl.write_report(tmp_path / "out")
-        written = time.perf_counter() - start
-        start = time.perf_counter()
         browser.open(tmp_path / "out")
-        loaded = time.perf_counter() - start
-        size = (tmp_path / "out" / "report.html").stat().st_size
-        print(f"written in {written:.2f} s, loaded in {loaded:.2f} s, {size / 1e6:.2f} MB")
-        assert size < 2e6
+        assert (tmp_path / "out" / "report.html").stat().st_size < 2e6
         assert len(list((tmp_path / "out" / "report").iterdir())) == 10
         assert len(browser.names()) == 1000
         browser.one("#words").send_keys("e0999")
