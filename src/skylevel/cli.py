@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from skylevel import __version__
 from skylevel.errors import SchedulerLostError, SettingsError, SkylevelError
+from skylevel.interrupts import STOPPED, stop_in_order
 from skylevel.recipes import RECIPES, Recipe
 from skylevel.settings_file import read_settings, to_toml
 
@@ -40,24 +41,27 @@ def _known_recipe(context: click.Context, parameter: click.Parameter, value: str
 
 def main() -> None:
     """Run the command line: exit status 0 all done, 1 some exposures failed, 2 the command was wrong."""
+    sys.exit(run_command())
+
+
+def run_command() -> int:
+    """Run the command that was given, and return the status to end with; an error that a user can cause is one line."""
     try:
-        status = commands.main(standalone_mode=False)
+        return int(commands.main(standalone_mode=False) or 0)
     except click.exceptions.Exit as stop:
-        status = stop.exit_code
+        return stop.exit_code
     except click.ClickException as error:
         error.show()
-        status = WRONG
     except SkylevelError as error:
         errors.print(f"skylevel: {error}", markup=False)
-        status = FAILED if isinstance(error, SchedulerLostError) else WRONG
+        return FAILED if isinstance(error, SchedulerLostError) else WRONG
+    except (KeyboardInterrupt, click.Abort) as error:
+        errors.print(STOPPED)
+        return getattr(error.__cause__ or error, "status", INTERRUPTED)
     except OSError as error:
         # Such as an output folder that cannot be made.
         errors.print(f"skylevel: {' '.join(str(error).split())}", markup=False)
-        status = WRONG
-    except (KeyboardInterrupt, click.Abort):
-        errors.print("skylevel: stopped. What is done is stored; run the same command again to do the rest.")
-        status = INTERRUPTED
-    sys.exit(status)
+    return WRONG
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -131,8 +135,10 @@ def run(inputs: tuple[str, ...], output: str, **options: Any) -> int:
         else:
             target = Target(cluster=options["cluster"], workers=options["workers"])
             result = run_plan(plan, output, target=target, overwrite=options["overwrite"], progress=progress)
-    page = None if options["no_report"] else _report_of(result, share)
-    return _print_result(result, page)
+    code = _print_result(result)
+    if not options["no_report"]:
+        _report(result, share)
+    return code
 
 
 @commands.command()
@@ -194,11 +200,12 @@ def demo(output: str, cluster: str, workers: int | None, quiet: bool) -> int:
     paths = write_program(program)
     with _reporting(str(levelled), quiet=quiet) as progress:
         result = run_program(map(str, paths), str(levelled), cluster=cluster, workers=workers, progress=progress)
-    code = _print_result(result, _report_of(result))
+    code = _print_result(result)
     if not result.failed:
         console.print("\nRMS of the stripes and of the sky's gradient against the truth, before and after:\n")
         console.print(summary(measure_levels(program, levelled)), markup=False)
-        console.print(f"\nLook again with: {sys.argv[0]} status {levelled}", markup=False)
+        console.print(f"\nLook again with: {sys.argv[0]} status {levelled}; before and after in its page:", markup=False)
+    _report(result)
     return code
 
 
@@ -254,7 +261,7 @@ def _reporting(output: str, *, quiet: bool) -> Iterator[Callable[[int, int], Non
     logger = logging.getLogger("skylevel")
     logger.setLevel(logging.INFO)
     # What becomes of a cluster is said in our own lines, not in the tracebacks that Dask logs.
-    for name in ("distributed", "distributed.client"):
+    for name in ("asyncio", "distributed", "distributed.client", "tornado.application"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     handlers = [_terminal_handler(quiet), *_file_handlers(output)]
     for handler in handlers:
@@ -264,7 +271,7 @@ def _reporting(output: str, *, quiet: bool) -> Iterator[Callable[[int, int], Non
         console=errors, transient=True, disable=quiet or not errors.is_terminal,
     )  # fmt: skip
     try:
-        with bar:
+        with bar, stop_in_order():
             task = bar.add_task("levelling", total=None)
             yield lambda count, total: bar.update(task, completed=count, total=total)
     finally:
@@ -344,27 +351,26 @@ def _print_plan(plan: "list[Exposure]", output: str) -> int:
     return 0
 
 
-def _report_of(result: "ProgramResult", share: tuple[int, int] | None = None) -> str | None:
+def _report(result: "ProgramResult", share: tuple[int, int] | None = None) -> None:
     """Write a run's report; of shares the last one does, and without work the earlier one stands. It fails no run."""
     from skylevel.program.view import program_status
     from skylevel.report import has_report, write_report
 
     try:
         if share and any(exposure.state == "left" for exposure in program_status(result.output)):
-            return None
-        worked = result.done or result.failed
-        return (None if worked else has_report(result.output)) or write_report(result.output)
+            return
+        earlier = None if result.done or result.failed else has_report(result.output)
+        console.print(f"report   {earlier or write_report(result.output)}", markup=False)
     except SkylevelError as error:
         errors.print(f"no report: {error}", markup=False)
-        return None
 
 
-def _print_result(result: "ProgramResult", page: str | None = None) -> int:
-    """Print the final table: done, failed with reasons, where the files and the report are."""
+def _print_result(result: "ProgramResult") -> int:
+    """Print the final table: done, failed with reasons, where the files are."""
     before = [("done before", str(len(result.skipped)))] if result.skipped else []
     done, failed = (str(len(some)) for some in (result.done, result.failed))
     took = [("work", _work(result))] if result.done else []
-    where = [("outputs", result.output), ("store", result.store)] + ([("report", page)] if page else [])
+    where = [("outputs", result.output), ("store", result.store)]
     _print_columns([("done", done), *before, ("failed", failed), *took, *where])
     for reason in result.failed.values():
         errors.print(f"failed: {reason}", markup=False)
