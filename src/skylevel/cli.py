@@ -204,7 +204,7 @@ def demo(output: str, cluster: str, workers: int | None, quiet: bool) -> int:
     if not result.failed:
         console.print("\nRMS of the stripes and of the sky's gradient against the truth, before and after:\n")
         console.print(summary(measure_levels(program, levelled)), markup=False)
-        console.print(f"\nLook again with: {sys.argv[0]} status {levelled}; before and after in its page:", markup=False)
+        console.print(f"\nLook again with: {sys.argv[0]} status {levelled}; its page shows it:", markup=False)
     _report(result)
     return code
 

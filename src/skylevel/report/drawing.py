@@ -82,7 +82,7 @@ def path(x: Values, y: Values) -> str:
     """Return a line through points, in units of the drawing, as an SVG path; broken where a value is not finite."""
     known = np.isfinite(x) & np.isfinite(y)
     parts, pen = [], "M"
-    for px, py, is_known in zip(np.round(x, 1), np.round(y, 1), known, strict=True):
+    for px, py, is_known in zip(np.round(x, 1).tolist(), np.round(y, 1).tolist(), known.tolist(), strict=True):
         if is_known:
             parts.append(f"{pen}{px:g} {py:g}")
         pen = "L" if is_known else "M"
@@ -136,8 +136,8 @@ def line_plot(title: str, x: tuple[str, Values], y: str, series: Sequence[tuple[
     lines = []
     for style, (label, values) in zip(how.get("styles", range(8)), series, strict=False):
         up = y_axis.at(values)
-        shown = [(round(float(a), 1), round(float(b), 1)) for a, b in zip(at, up, strict=True) if np.isfinite(a + b)]
-        lines.append(Line(label, style, path(at, up), shown if how.get("dots") else ()))
+        dots = zip(np.round(at, 1).tolist(), np.round(up, 1).tolist(), strict=True) if how.get("dots") else ()
+        lines.append(Line(label, style, path(at, up), [(a, b) for a, b in dots if math.isfinite(a + b)]))
     return Plot(title, x_axis, y_axis, lines)
 
 

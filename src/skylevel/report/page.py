@@ -53,7 +53,7 @@ def templates() -> jinja2.Environment:
 
 def _shown(value: Any) -> Any:
     """Return text from outside without controls or marks of direction, which would disturb what stands around it."""
-    return printable(value) if type(value) is str else value
+    return printable(value) if type(value) is str and not value.isprintable() else value
 
 
 def fragments(found: jinja2.Environment, store: ProgramStore, entries: Sequence[Entry]) -> Iterator[str]:
