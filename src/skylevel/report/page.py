@@ -131,14 +131,14 @@ def _static(name: str) -> str:
 
 
 def _outliers(entries: Sequence[Entry]) -> dict[str, Any]:
+    """Return the exposures that stand out, each with what it does in."""
     index = {entry.name: i for i, entry in enumerate(entries)}
-    found = outliers(entries)
-    shown = [
-        {"index": index[o.entry.name], "name": o.entry.name, "what": o.what, "value": f"{o.value:.3g}",
-         "usual": f"{o.usual:.3g}"}
-        for o in found[:_MOST_OUTLIERS]
-    ]  # fmt: skip
-    return {"outliers": shown, "more_outliers": len(found) - len(shown)}
+    found: dict[str, list[str]] = {}
+    for outlier in outliers(entries):
+        told = f"{outlier.what} {outlier.value:.3g} (others {outlier.usual:.3g})"
+        found.setdefault(outlier.entry.name, []).append(told)
+    shown = list(found.items())[:_MOST_OUTLIERS]
+    return {"outliers": [(index[name], name, told) for name, told in shown], "more_outliers": len(found) - len(shown)}
 
 
 def _hash(text: str) -> str:
