@@ -121,6 +121,7 @@ def run(inputs: tuple[str, ...], output: str, **options: Any) -> int:
     # Before the heavy imports: a mistake is answered at once.
     recipes = _recipes(options["recipe"], options["preset"], options["config"], options["settings"])
     share = _share(options["partition"])
+    from skylevel.program.associations import write_associations
     from skylevel.program.plan import make_plan
     from skylevel.program.run import Target, run_partition, run_plan
 
@@ -135,6 +136,7 @@ def run(inputs: tuple[str, ...], output: str, **options: Any) -> int:
         else:
             target = Target(cluster=options["cluster"], workers=options["workers"])
             result = run_plan(plan, output, target=target, overwrite=options["overwrite"], progress=progress)
+        write_associations(inputs, plan, output, result.failed)
     code = _print_result(result)
     if not options["no_report"]:
         _report(result, share)
@@ -372,6 +374,8 @@ def _print_result(result: "ProgramResult") -> int:
     took = [("work", _work(result))] if result.done else []
     where = [("outputs", result.output), ("store", result.store)]
     _print_columns([("done", done), *before, ("failed", failed), *took, *where])
+    for advice in result.advice:
+        console.print(advice, markup=False)
     for reason in result.failed.values():
         errors.print(f"failed: {reason}", markup=False)
     return FAILED if result.failed else 0
