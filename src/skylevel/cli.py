@@ -345,6 +345,8 @@ def _print_result(result: "ProgramResult") -> int:
     took = [("work", _work(result))] if result.done else []
     where = [("outputs", result.output), ("store", result.store)]
     _print_columns([("done", done), *before, ("failed", failed), *took, *where])
+    for advice in result.advice:
+        console.print(advice, markup=False)
     for reason in result.failed.values():
         errors.print(f"failed: {reason}", markup=False)
     return FAILED if result.failed else 0

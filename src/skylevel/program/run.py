@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -14,16 +15,19 @@ from uuid import uuid4
 from distributed import Client, Future, KilledWorker
 
 from skylevel.errors import PlanError, SchedulerLostError, SettingsError, SkylevelError
+from skylevel.html import table
 from skylevel.io.lock import Lock, Share
 from skylevel.io.remote import remove_leftovers
 from skylevel.io.store import ProgramStore
+from skylevel.jobs import job_of
 from skylevel.memory import process_memory
 from skylevel.program.associations import write_associations
 from skylevel.program.cluster import check_workers, connect, worker_memory
 from skylevel.program.combine import combine_group
-from skylevel.program.fan_out import fan_out, result_of
+from skylevel.program.fan_out import fan_out, require_scheduler, result_of
 from skylevel.program.forecast import Need, forecast, gigabytes, require_disk, require_possible, too_large
 from skylevel.program.ledger import Group, Ledger, Steps
+from skylevel.program.notebook_bar import notebook_bar
 from skylevel.program.places import settle, work_left
 from skylevel.program.plan import Exposure, RecipeChoice, make_plan, partition, read_plan, store_url, summarize
 from skylevel.program.sealed import open_sealed, seal
@@ -64,17 +68,28 @@ class ProgramResult:
         Why each other one failed, by name.
     skipped : list of str
         Exposures that were done already.
+    advice : list of str
+        What their jobs suggest for those that were worked on, by what was measured.
     """
 
     output: str
     done: list[Record] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
+    advice: list[str] = field(default_factory=list)
 
     @property
     def store(self) -> str:
         """Path or URL of the program store."""
         return store_url(self.output)
+
+    def _repr_html_(self) -> str:
+        """Return a table of the exposures for a notebook: those that failed first, with their reasons."""
+        rows = [(name, "failed", reason) for name, reason in self.failed.items()]
+        rows += [(record.name, "done", "") for record in self.done]
+        rows += [(name, "done before", "") for name in self.skipped]
+        count = f"{len(self.done)} done, {len(self.skipped)} done before, {len(self.failed)} failed"
+        return table(f"{self.output}: {count}", ("exposure", "state", "reason"), rows)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,7 +144,7 @@ def run(
     overwrite : bool
         Do again what is done; False by default.
     progress : callable, optional
-        Called with how many exposures are finished, and of how many.
+        Called with how many exposures are finished, and of how many. By default a bar, where this runs in a notebook.
 
     Returns
     -------
@@ -151,7 +166,7 @@ def run(
     paths = [fspath(path) for path in given]
     plan = make_plan(paths, output, recipe=recipe, layout=layout, keep=keep)
     target = Target(client=client, cluster=cluster, workers=workers)
-    overwrite, progress = options.get("overwrite", False), options.get("progress")
+    overwrite, progress = options.get("overwrite", False), options.get("progress") or notebook_bar()
     result = run_plan(plan, output, target=target, overwrite=overwrite, progress=progress)
     write_associations(paths, plan, output, result.failed)
     return result
@@ -173,6 +188,7 @@ def run_plan(
         if left:
             with (target or Target()).connected(len(left)) as client:
                 _execute(session, _Cluster(client, session), progress)
+        _describe(session)
     return session.result
 
 
@@ -193,6 +209,7 @@ def run_partition(
         log.info("share %d of %d: %d exposures, %d done already", *share, len(left) + len(skipped), len(skipped))
         if left:
             _execute(session, _ThisProcess(session), progress)
+        _describe(session)
     return session.result
 
 
@@ -228,6 +245,7 @@ def _export(
         session = _Session(store, lock, plan, steps, forecast(measured), result)
         with target.connected(len(measured)) as client:
             _execute(session, _Cluster(client, session), progress)
+        _describe(session)
     return result
 
 
@@ -280,11 +298,29 @@ def _execute(session: _Session, workers: "_Workers", progress: Progress | None) 
         # The last two shares may both be the last to have measured their own.
         with session.store.combining():
             _execute_groups(session, workers, counted(progress, len(alone), total))
+
+
+def _describe(session: _Session) -> None:
+    """Write what is known of the exposures beside what was measured of them, unless an earlier run did."""
     try:
         describe_program(session.store, session.plan)
     except OSError as error:
         # Such as a full disk: what is measured is stored without it, and the next run writes it.
         log.warning("%s: names and header facts are not written: %s", session.store.url, error)
+    session.result.advice.extend(_advice(session))
+
+
+def _advice(session: _Session) -> list[str]:
+    """Return what jobs suggest for the exposures that were worked on."""
+    done = {record.name for record in session.result.done}
+    placed = {e.place: e for e in session.plan if e.place and e.name in done}
+    metrics: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    recipes = {}
+    for place, record in session.store.read_records(placed).items():
+        recipe = placed[place].recipe
+        recipes[recipe.hash] = recipe
+        metrics[recipe.hash].append(record["metrics"])
+    return [text for key, recipe in recipes.items() if (text := job_of(recipe).advice(metrics[key], recipe))]
 
 
 def _execute_groups(session: _Session, workers: "_Workers", progress: Progress) -> None:
@@ -294,8 +330,8 @@ def _execute_groups(session: _Session, workers: "_Workers", progress: Progress) 
     stale = [group for group in ledger.stale_groups if group not in waiting]
     for group in stale:
         key = str(ledger.group_key(group))
-        n_members = workers.combine(group, members[group], key, session.store.url)
-        log.info("%s: combined %d exposures", "/".join(group), n_members)
+        found = workers.combine(group, members[group], key, session.store.url)
+        log.info("%s: %s", "/".join(group), found)
     ledger = Ledger(session.store, session.plan)
     asked_for = {exposure.name for exposure in session.left()}
     exposures = [
@@ -336,8 +372,8 @@ class _Workers(Protocol):
     ) -> Generator[Outcome, None, None]:
         """Do some steps of some exposures, and yield each with what came of it, as they finish."""
 
-    def combine(self, group: Group, members: list[Exposure], key: str, url: str) -> int:
-        """Combine a group; returns how many there were."""
+    def combine(self, group: Group, members: list[Exposure], key: str, url: str) -> str:
+        """Combine a group; returns what was found, in words."""
 
 
 class _ThisProcess:
@@ -365,7 +401,7 @@ class _ThisProcess:
             except Exception as error:
                 yield exposure, error
 
-    def combine(self, group: Group, members: list[Exposure], key: str, url: str) -> int:
+    def combine(self, group: Group, members: list[Exposure], key: str, url: str) -> str:
         return combine_group(group, members, key, url, __version__)
 
 
@@ -400,9 +436,9 @@ class _Cluster:
             if exposure.name in self._large:
                 yield exposure, self._in_blocks(exposure, steps[exposure.name], self._where(exposure, group_keys))
 
-    def combine(self, group: Group, members: list[Exposure], key: str, url: str) -> int:
+    def combine(self, group: Group, members: list[Exposure], key: str, url: str) -> str:
         call = partial(combine_group, group, members, key, url, __version__)
-        return int(result_of(self._client.submit(open_sealed, seal(call), pure=False)))
+        return str(self._result(call))
 
     def _where(self, exposure: Exposure, group_keys: Mapping[str, str]) -> Where:
         return Where(self._url, __version__, group_keys.get(exposure.name))
@@ -419,15 +455,22 @@ class _Cluster:
                 measure(exposure, frame, ProgramStore(self._url), record, steps, self._compute)
             if Steps.EXPORT in steps:
                 call = partial(export_blocks, exposure, where, record)
-                record = result_of(self._client.submit(open_sealed, seal(call), pure=False))
+                record = self._result(call)
         except SchedulerLostError:
             raise
         except Exception as error:
+            require_scheduler(self._client)
             return error
         return record
 
     def _compute(self, delayed: list[Any]) -> Sequence[Any]:
+        require_scheduler(self._client)
         return [result_of(future) for future in self._client.compute(delayed)]
+
+    def _result(self, call: Callable[[], Any]) -> Any:
+        """Make a call on some worker."""
+        require_scheduler(self._client)
+        return result_of(self._client.submit(open_sealed, seal(call), pure=False))
 
 
 def _in_flight(client: Client) -> Callable[[], int]:
@@ -438,6 +481,7 @@ def _in_flight(client: Client) -> Callable[[], int]:
     def now() -> int:
         nonlocal most, counted
         if time.monotonic() - counted > _COUNT_WORKERS_EVERY:
+            require_scheduler(client)
             most = _IN_FLIGHT_PER_THREAD * max(sum(client.nthreads().values()), 1)
             counted = time.monotonic()
         return most

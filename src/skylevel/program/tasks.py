@@ -240,7 +240,7 @@ def read_frame(path: Path, exposure: Exposure) -> xr.Dataset:
     frame, job = open_frame(path), exposure.job
     if frame.attrs["kind"] != job.kind:
         raise UnsupportedFrameError(f"{path}: the recipe {job.recipe.name!r} does not level this kind of file")
-    return frame[[job.variable]]
+    return frame[[name for name in job.variables(exposure.recipe) if name in frame or name == job.variable]]
 
 
 def in_blocks(frame: xr.Dataset, exposure: Exposure) -> xr.Dataset:
@@ -363,7 +363,8 @@ def _export(exposure: Exposure, leveling: Leveling, store: ProgramStore, record:
         found = store.read_group(*exposure.group)
         if found is None or found[0] != where.group_key:
             raise StoreError(f"{exposure.source}: what its group knows is not in {store.url}; run the program again")
-        group = found[1]
+        # Its own values, of what has one an exposure.
+        group = found[1].sel(exposure=exposure.name) if "exposure" in found[1].dims else found[1]
     writing = Writing(exposure.layout, *cards_of(exposure.recipe.provenance()))
     measured = Measured(
         job=exposure.job, frame=leveling.frame, estimate=leveling.estimate, recipe=exposure.recipe, group=group,
