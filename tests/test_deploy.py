@@ -276,7 +276,7 @@ def copied(arguments: str, root: Path) -> None:
     """Do what COPY, or a line of %files, does."""
     *sources, target = arguments.split()
     for source in sources:
-        to = root / target.lstrip("/") / (source if target.endswith("/") else "")
+        to = root / target.lstrip("/") / (Path(source).name if target.endswith("/") else "")
         to.parent.mkdir(parents=True, exist_ok=True)
         if (ROOT / source).is_dir():
             shutil.copytree(ROOT / source, to, ignore=shutil.ignore_patterns("__pycache__"))
