@@ -271,11 +271,12 @@ class ProgramStore:
         self._write(f"{place.node}/{RECORD}/{place.index}", encode_record(kept))
         return kept
 
-    def read_records(self, places: Iterable[Place]) -> dict[Place, dict[str, Any]]:
-        """Return the commit records that there are and that are sound, by place."""
+    def read_records(self, places: Iterable[Place], *, pictures: bool = False) -> dict[Place, dict[str, Any]]:
+        """Return the commit records that there are and that are sound, by place, with their pictures or without."""
         paths = {place: f"{self._root}/{place.node}/{RECORD}/{place.index}" for place in places}
         chunks = self._read_all(paths.values())
-        records = {place: decode_record(chunks[path]) for place, path in paths.items() if path in chunks}
+        there = {place: chunks[path] for place, path in paths.items() if path in chunks}
+        records = {place: decode_record(chunk, picture=pictures) for place, chunk in there.items()}
         return {place: record for place, record in records.items() if record is not None}
 
     def read_estimate(

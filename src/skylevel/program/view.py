@@ -58,9 +58,13 @@ def program_status(output: str | PathLike[str]) -> list[ExposureState]:
         No program was run into `output`.
     """
     store = ProgramStore(store_url(output))
-    failures = store.failures()
+    return states_of(Ledger(store, read_plan(store)), store.failures())
+
+
+def states_of(ledger: Ledger, failures: Mapping[str, str]) -> list[ExposureState]:
+    """Return the state of every exposure of a plan, by what is done and why others failed."""
     states = []
-    for name, steps in Ledger(store, read_plan(store)).work_left().items():
+    for name, steps in ledger.work_left().items():
         if steps is Steps.NOTHING:
             states.append(ExposureState(name, "done"))
         elif name in failures:
