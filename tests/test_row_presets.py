@@ -263,7 +263,7 @@ class TestMask:
     @pytest.mark.parametrize("content", [b"", b"SIMPLE  = nothing", b"x" * 5000])
     def test_what_is_no_mask_is_refused_by_name(self, tmp_path: Path, content: bytes) -> None:
         (tmp_path / "mask.fits").write_bytes(content)
-        with pytest.raises(SettingsError, match="mask.fits"):
+        with pytest.raises(SettingsError, match=r"mask\.fits"):
             self.masked(tmp_path / "mask.fits", make_image((64, 64)).image)
 
     def test_one_of_another_size_is_refused(self, tmp_path: Path) -> None:
