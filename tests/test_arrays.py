@@ -7,7 +7,7 @@ from distributed import Client
 
 from scenes import make_frame, make_scene
 from skylevel.level import level_rows
-from skylevel.level.arrays import read_again
+from skylevel.level.arrays import read_separately
 
 IMAGE = np.random.default_rng(2).normal(100, 5, (60, 70))
 
@@ -24,7 +24,7 @@ MADE_BY = {
 @pytest.mark.parametrize("made_by", MADE_BY)
 def test_an_image_that_is_read_again_is_the_same_and_no_task_is_shared(made_by):
     image = MADE_BY[made_by]()
-    again = read_again(image)
+    again = read_separately(image)
     assert (again.shape, again.dtype, again.chunks) == (image.shape, image.dtype, image.chunks)
     assert not again.dask.keys() & image.dask.keys()
     # Both in one graph, where Dask fuses tasks.
@@ -36,6 +36,6 @@ def test_what_a_cluster_holds_is_not_read_again():
     frame = make_frame(make_scene("sparse", 300).image, err=False, dq=False)
     with Client(processes=False, n_workers=1, threads_per_worker=1, dashboard_address=None):
         held = frame.chunk(y=90, x=110).persist()
-        assert read_again(held.sci.data) is held.sci.data
+        assert read_separately(held.sci.data) is held.sci.data
         for image in (held, held.assign(sci=held.sci + 0)):
             np.testing.assert_array_equal(level_rows(image).sci.compute(), level_rows(frame).sci)

@@ -6,13 +6,11 @@
 """
 
 import importlib
-from typing import TYPE_CHECKING, Any
 
-from skylevel.errors import SkylevelError
-from skylevel.recipes import Channels, Rows
-from skylevel.version import __version__ as __version__
-
+# As typing's own, which takes longer to import than all of this.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from skylevel.errors import SkylevelError
     from skylevel.io.frame import open_frame
     from skylevel.io.jwst import flux_per_pixel, frame_wcs
     from skylevel.jobs.writing import write_frame
@@ -22,10 +20,16 @@ if TYPE_CHECKING:
     from skylevel.program.run import run
     from skylevel.program.view import open_program
     from skylevel.program.view import program_status as status
+    from skylevel.recipes import Channels, Rows
+    from skylevel.version import __version__ as __version__
 
 # Where each public name is, found on first use, so that importing skylevel (in every worker, and for --help) costs no
-# more than it must.
+# more than it must, and the command line hears a Ctrl-C from its first moment on.
 _HOMES = {
+    "Channels": ("skylevel.recipes", "Channels"),
+    "Rows": ("skylevel.recipes", "Rows"),
+    "SkylevelError": ("skylevel.errors", "SkylevelError"),
+    "__version__": ("skylevel.version", "__version__"),
     "background_image": ("skylevel.level", "background_image"),
     "export": ("skylevel.program.run", "export_program"),
     "flux_per_pixel": ("skylevel.io.jwst", "flux_per_pixel"),
@@ -59,7 +63,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module, attribute = _HOMES[name]

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from skylevel import __version__
 from skylevel.errors import SchedulerLostError, SettingsError, SkylevelError
+from skylevel.interrupts import STOPPED, stop_in_order
 from skylevel.recipes import RECIPES, Recipe
 from skylevel.settings_file import read_settings, to_toml
 
@@ -40,24 +41,27 @@ def _known_recipe(context: click.Context, parameter: click.Parameter, value: str
 
 def main() -> None:
     """Run the command line: exit status 0 all done, 1 some exposures failed, 2 the command was wrong."""
+    sys.exit(run_command())
+
+
+def run_command() -> int:
+    """Run the command that was given, and return the status to end with; an error that a user can cause is one line."""
     try:
-        status = commands.main(standalone_mode=False)
+        return int(commands.main(standalone_mode=False) or 0)
     except click.exceptions.Exit as stop:
-        status = stop.exit_code
+        return stop.exit_code
     except click.ClickException as error:
         error.show()
-        status = WRONG
     except SkylevelError as error:
         errors.print(f"skylevel: {error}", markup=False)
-        status = FAILED if isinstance(error, SchedulerLostError) else WRONG
+        return FAILED if isinstance(error, SchedulerLostError) else WRONG
+    except (KeyboardInterrupt, click.Abort) as error:
+        errors.print(STOPPED)
+        return getattr(error.__cause__ or error, "status", INTERRUPTED)
     except OSError as error:
         # Such as an output folder that cannot be made.
         errors.print(f"skylevel: {' '.join(str(error).split())}", markup=False)
-        status = WRONG
-    except (KeyboardInterrupt, click.Abort):
-        errors.print("skylevel: stopped. What is done is stored; run the same command again to do the rest.")
-        status = INTERRUPTED
-    sys.exit(status)
+    return WRONG
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -242,7 +246,7 @@ def _reporting(output: str, *, quiet: bool) -> Iterator[Callable[[int, int], Non
     logger = logging.getLogger("skylevel")
     logger.setLevel(logging.INFO)
     # What becomes of a cluster is said in our own lines, not in the tracebacks that Dask logs.
-    for name in ("distributed", "distributed.client"):
+    for name in ("asyncio", "distributed", "distributed.client", "tornado.application"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     handlers = [_terminal_handler(quiet), *_file_handlers(output)]
     for handler in handlers:
@@ -252,7 +256,7 @@ def _reporting(output: str, *, quiet: bool) -> Iterator[Callable[[int, int], Non
         console=errors, transient=True, disable=quiet or not errors.is_terminal,
     )  # fmt: skip
     try:
-        with bar:
+        with bar, stop_in_order():
             task = bar.add_task("levelling", total=None)
             yield lambda count, total: bar.update(task, completed=count, total=total)
     finally:

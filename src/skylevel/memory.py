@@ -3,8 +3,13 @@
 import ctypes
 import resource
 import sys
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
+
+_GROUPS = Path("/sys/fs/cgroup")
 # From glibc's malloc.h.
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
@@ -32,6 +37,28 @@ def keep_freed_memory() -> bool:
     if mallopt is None:
         return False
     return bool(mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD) and mallopt(_M_TRIM_THRESHOLD, _TRIM_THRESHOLD))
+
+
+def process_memory() -> int:
+    """Bytes that this process may hold: all of the machine's, or what its control group or a limit leaves it."""
+    limits = [resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)]
+    limits = [limit for limit in limits if limit != resource.RLIM_INFINITY]
+    return min([psutil.virtual_memory().total, *limits, *_group_limits()])
+
+
+def _group_limits() -> Iterator[int]:
+    """Yield the limits of this process's control groups and of those around them, as batch systems set them."""
+    with suppress(OSError):
+        for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers and "memory" not in controllers.split(","):
+                continue
+            root, name = (_GROUPS / "memory", "memory.limit_in_bytes") if controllers else (_GROUPS, "memory.max")
+            group = root / path.lstrip("/")
+            for folder in (group, *group.parents):
+                # "max" where there is none.
+                with suppress(OSError, ValueError):
+                    yield int((folder / name).read_text(encoding="ascii"))
 
 
 def peak_memory() -> int:

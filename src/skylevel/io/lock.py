@@ -1,26 +1,92 @@
-"""One process at a time: a lock beside a store, which a dead owner does not keep for ever."""
+"""One process at a time: locks beside a store, which a dead owner does not keep for ever.
+
+A lock is a small file, on any file system, that tells who holds it and when that one last renewed it. An owner on this
+machine is looked for among its processes. One elsewhere is dead where its lock was not renewed for long, and is not
+while it is watched: clocks differ.
+"""
 
 import json
 import os
+import re
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import psutil
+
 from skylevel.errors import StoreError
 from skylevel.io.remote import file_system, is_remote
 
-# A lock that nobody renewed for so long has no owner any more, wherever that one ran.
-_EXPIRES = 120.0
+# Seconds. An owner elsewhere renews its lock so often; has died where it did not for so long, and does not while it is
+# watched for three times as long as it should take.
+_RENEWED_EVERY = 10.0
+_EXPIRES = 60.0
+_WATCHED = 3 * _RENEWED_EVERY
 _PAUSE = 0.05
 _PATIENCE = 60.0
+# A process's start is known to within the clock's corrections.
+_SAME_START = 5.0
+
+_RUN = re.compile(r"run(?:-(\d+)-of-(\d+))?\.lock")
+Share = tuple[int, int]
+Owner = dict[str, Any]
+
+
+class Lock:
+    """A lock that is held, and renewed by a thread of its own.
+
+    Parameters
+    ----------
+    url : str
+        Of its file.
+    mine : dict
+        What the file says.
+    """
+
+    def __init__(self, url: str, mine: Owner) -> None:
+        self._url, self._mine = url, mine
+        self._lost = False
+        self._released = threading.Event()
+        threading.Thread(target=self._renew, name=f"lock {url}", daemon=True).start()
+
+    def require(self) -> None:
+        """See that it is still held.
+
+        Raises
+        ------
+        StoreError
+            This process slept for so long that another one took it over.
+        """
+        if self._lost:
+            raise StoreError(f"{self._url}: taken over by {_described(_owner(self._url))} while this process slept")
+
+    def release(self) -> None:
+        """Give it up."""
+        self._released.set()
+        if self._is_mine():
+            _remove(self._url)
+
+    def _is_mine(self) -> bool:
+        return (_owner(self._url) or {}).get("token") == self._mine["token"]
+
+    def _renew(self) -> None:
+        while not self._released.wait(_RENEWED_EVERY):
+            # What cannot be read or written for a moment is tried again.
+            with suppress(OSError):
+                self._lost = not self._is_mine()
+                if self._lost:
+                    return
+                _write(self._url, self._mine | {"renewed": time.time()})
 
 
 @contextmanager
-def locked(url: str, *, patience: float = _PATIENCE) -> Iterator[None]:
+def locked(url: str, *, patience: float = _PATIENCE) -> Iterator[Lock]:
     """Hold a lock, a file at a path or URL, while the block runs.
 
     Parameters
@@ -35,80 +101,184 @@ def locked(url: str, *, patience: float = _PATIENCE) -> Iterator[None]:
     StoreError
         Another process holds it: the message says which, where and since when.
     """
-    mine = {"host": socket.gethostname(), "process": os.getpid(), "since": time.time(), "token": uuid4().hex}
-    deadline = time.monotonic() + patience
-    while not _taken(url, mine):
-        owner = _owner(url)
-        if owner is not None and _is_dead(owner):
-            _remove(url)
-        elif time.monotonic() > deadline:
-            raise StoreError(f"{url}: held by {_described(owner)}; wait for it, or remove that file")
-        else:
-            time.sleep(_PAUSE)
+    deadline, watch = time.monotonic() + patience, _Watch(url)
+    while (lock := _take(url)) is None:
+        if not watch.is_free() and time.monotonic() > deadline and not watch.doubts:
+            raise StoreError(f"{url}: held by {_described(watch.owner)}; run again when it has ended")
+        time.sleep(_PAUSE)
     try:
-        yield
+        yield lock
     finally:
-        if (_owner(url) or {}).get("token") == mine["token"]:
+        lock.release()
+
+
+@contextmanager
+def reserved(folder: str, share: Share | None = None) -> Iterator[Lock]:
+    """Keep a store for one run while the block runs, or for shares of one program, each for one process.
+
+    Parameters
+    ----------
+    folder : str
+        Path or URL of the store, which exists.
+    share : (int, int), optional
+        The I-th of N: others of the same N may work beside it, and nobody else.
+
+    Raises
+    ------
+    StoreError
+        Another run has it: the message says which, where and since when.
+    """
+    files, root = file_system(folder)
+    mine = "run.lock" if share is None else f"run-{share[0]}-of-{share[1]}.lock"
+    with locked(f"{folder}/lock"):
+        for name in sorted(str(path).rstrip("/").rsplit("/", 1)[-1] for path in files.ls(root, detail=False)):
+            if (found := _RUN.fullmatch(name)) and (name == mine or share is None or found[2] != str(share[1])):
+                _require_free(folder, name)
+        lock = _take(f"{folder}/{mine}")
+    if lock is None:
+        raise StoreError(f"{folder}/{mine}: cannot be made")
+    try:
+        yield lock
+    finally:
+        lock.release()
+
+
+def _require_free(folder: str, name: str) -> None:
+    """Refuse a run beside the one that holds a lock, unless that one is dead, whose lock is removed."""
+    watch = _Watch(f"{folder}/{name}")
+    while not watch.is_free():
+        if not watch.doubts:
+            share = _RUN.fullmatch(name)
+            what = f"share {share[1]} of {share[2]}, " if share and share[1] else ""
+            raise StoreError(
+                f"{folder}: in use by another run ({what}{_described(watch.owner)}); run again when it has ended, "
+                "or choose another output"
+            )
+        time.sleep(_PAUSE)
+
+
+class _Watch:
+    """Look at a lock again and again, until it is known whether its owner lives.
+
+    Attributes
+    ----------
+    owner : dict or None
+        As it was seen last.
+    doubts : bool
+        It is elsewhere, and too old; whether it is renewed will be seen.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._unchanged_since = time.monotonic()
+        self.owner: Owner | None = None
+        self.doubts = False
+
+    def is_free(self) -> bool:
+        """Look once: nobody holds it, or a dead owner did, whose lock is removed."""
+        owner = _owner(self._url)
+        if owner != self.owner:
+            self.owner, self._unchanged_since = owner, time.monotonic()
+        if owner is None:
+            return True
+        if owner.get("machine") == _machine():
+            self.doubts, dead = False, not _runs(owner)
+        else:
+            self.doubts = abs(time.time() - _number(owner.get("renewed"))) > _EXPIRES
+            dead = self.doubts and time.monotonic() - self._unchanged_since > _WATCHED
+        if dead:
+            _take_over(self._url, owner)
+        return dead
+
+
+def _take_over(url: str, dead: Owner) -> None:
+    """Remove a dead owner's lock: one process does, and never the lock of whoever came after."""
+    # Named by what was seen, not by a token that may be no name.
+    seen = sha256(json.dumps(dead, sort_keys=True).encode()).hexdigest()[:16]
+    with locked(f"{url}.{seen}"):
+        if _owner(url) == dead:
             _remove(url)
 
 
-def _taken(url: str, mine: dict[str, Any]) -> bool:
-    """Create the file, unless it is there."""
-    text = json.dumps(mine).encode()
-    if not is_remote(url):
-        # Written aside and linked, so that whoever finds it finds all of it.
-        path = Path(url)
-        new = path.with_name(f".{path.name}.{mine['token']}.tmp")
+def _take(url: str) -> Lock | None:
+    """Create a lock's file, unless it is there."""
+    now = time.time()
+    mine = {
+        "host": socket.gethostname(), "machine": _machine(), "process": os.getpid(),
+        "started": psutil.Process().create_time(), "since": now, "renewed": now, "token": uuid4().hex,
+    }  # fmt: skip
+    return Lock(url, mine) if _write(url, mine, new=True) else None
+
+
+def _write(url: str, content: Owner, *, new: bool = False) -> bool:
+    """Write a lock's file, whole for whoever finds it; a new one only where there is none."""
+    text = json.dumps(content).encode()
+    if is_remote(url):
+        files, name = file_system(url)
+        if not new:
+            files.pipe_file(name, text)
+            return True
         try:
-            new.write_bytes(text)
-            os.link(new, path)
-        except FileExistsError:
+            files.pipe_file(name, text, mode="create")
+        except (FileExistsError, OSError):
             return False
-        finally:
-            new.unlink(missing_ok=True)
         return True
-    files, name = file_system(url)
+    path = Path(url)
+    aside = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
     try:
-        files.pipe_file(name, text, mode="create")
-    except (FileExistsError, OSError):
+        aside.write_bytes(text)
+        if not new:
+            aside.replace(path)
+            return True
+        os.link(aside, path)
+    except FileExistsError:
         return False
+    finally:
+        aside.unlink(missing_ok=True)
     return True
 
 
-def _owner(url: str) -> dict[str, Any] | None:
-    """Return who holds the lock; None where nobody does."""
+def _owner(url: str) -> Owner | None:
+    """Return who holds a lock; None where nobody does, nothing known of one that cannot be read."""
     try:
         files, path = file_system(url)
         found = json.loads(files.cat_file(path))
     except FileNotFoundError:
         return None
-    except (ValueError, OSError):
+    except (ValueError, OSError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 
 
-def _is_dead(owner: dict[str, Any]) -> bool:
-    process, since = owner.get("process"), owner.get("since")
-    if owner.get("host") == socket.gethostname() and isinstance(process, int):
-        return not _runs(process)
-    return not isinstance(since, int | float) or time.time() - since > _EXPIRES
+def _machine() -> str:
+    """Return what tells apart the process numbers of two machines, or of two containers of one."""
+    parts = [socket.gethostname()]
+    with suppress(OSError):
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip())
+        parts.append(str(Path("/proc/self/ns/pid").readlink()))
+    return " ".join(parts)
 
 
-def _runs(process: int) -> bool:
+def _runs(owner: Owner) -> bool:
+    """Return whether an owner's process runs on this machine; another one may have its number since."""
     try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
+        process = psutil.Process(int(_number(owner.get("process"))))
+        same = abs(process.create_time() - _number(owner.get("started"))) < _SAME_START
+        return same and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.AccessDenied:
         return True
-    return True
+    except (psutil.NoSuchProcess, ValueError, OverflowError):
+        return False
 
 
-def _described(owner: dict[str, Any] | None) -> str:
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, int | float) else 0.0
+
+
+def _described(owner: Owner | None) -> str:
     if not owner:
-        return "another process"
-    since = owner.get("since")
-    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(since)) if isinstance(since, int | float) else "?"
+        return "an unknown process"
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(_number(owner.get("since"))))
     return f"process {owner.get('process')} on {owner.get('host')} since {when}"
 
 

@@ -22,6 +22,7 @@ The driver alone makes and grows arrays, one process at a time. The file is form
 import functools
 import itertools
 import json
+import math
 import re
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -36,7 +37,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from skylevel.errors import StoreError
 from skylevel.io.atomic import remove_asides, replacing
-from skylevel.io.lock import locked
+from skylevel.io.lock import Lock, Share, locked, reserved
 from skylevel.io.names import safe_component
 from skylevel.io.nodes import (
     COMPRESSORS,
@@ -81,9 +82,20 @@ class ProgramStore:
         except (ValueError, ImportError) as error:
             raise StoreError(f"{self.url}: {error}") from error
 
+    # ---- who may write: one run, or the shares of one
+
+    def reserved(self, share: Share | None = None) -> AbstractContextManager[Lock]:
+        """Keep other runs from this store, all of them, or all but the other shares of as many; see `io.lock`."""
+        self._files.makedirs(self._root, exist_ok=True)
+        return reserved(self.url, share)
+
+    def combining(self) -> AbstractContextManager[Lock]:
+        """Wait until no other share combines what groups know, and keep them from it."""
+        return locked(f"{self.url}/combining.lock", patience=math.inf)
+
     # ---- shapes: the driver, one at a time
 
-    def locked(self) -> AbstractContextManager[None]:
+    def locked(self) -> AbstractContextManager[Lock]:
         """Keep other processes from changing what the store holds of plan and shapes."""
         self._files.makedirs(self._root, exist_ok=True)
         return locked(f"{self.url}/lock")

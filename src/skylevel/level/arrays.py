@@ -14,7 +14,7 @@ from dask.delayed import Delayed, delayed
 from numpy.typing import NDArray
 
 from skylevel.kernels.tile import Tile
-from skylevel.level.dask_internals import made_again
+from skylevel.level.dask_internals import under_new_names
 
 # Chunks that are put together at a time.
 _TOGETHER = 4
@@ -76,13 +76,13 @@ def stack(arrays: Sequence[Array]) -> Array:
     return da.stack(arrays) if any(map(is_lazy, arrays)) else np.stack(arrays)
 
 
-def read_again(image: Array) -> Array:
+def read_separately(image: Array) -> Array:
     """Return the same image, which a Dask array reads once more when it is computed.
 
     A mesh needs every pixel before anything that follows it can begin: with one image for both, Dask would keep all of
     it meanwhile.
     """
-    return made_again(image) if isinstance(image, da.Array) else image
+    return under_new_names(image) if isinstance(image, da.Array) else image
 
 
 def whole_boxes(image: Array, box_size: tuple[int, int]) -> Array:
@@ -126,7 +126,7 @@ def map_tiles(function: Callable[..., Any], image: Array, *args: Any, output: Ou
         size = (-(-n_y // output.per[0]), -(-n_x // output.per[1]))
         return da.from_delayed(delayed(function)(tile, *args), (*output.leading, *size), output.dtype)
 
-    (tops, lefts), (heights, widths) = _starts(image), image.chunks
+    (tops, lefts), (heights, widths) = _chunk_starts(image), image.chunks
     rows, columns = zip(tops, heights, strict=True), list(zip(lefts, widths, strict=True))
     return da.block([[one(y, n_y, x, n_x) for x, n_x in columns] for y, n_y in rows])
 
@@ -149,7 +149,7 @@ def row_blocks(image: Array) -> Iterator[NDArray[Any]]:
     if not isinstance(image, da.Array):
         yield image
         return
-    for top, height in zip(_starts(image)[0], image.chunks[0], strict=True):
+    for top, height in zip(_chunk_starts(image)[0], image.chunks[0], strict=True):
         # Named, as without it the cluster of the task that asks would do it.
         yield np.asarray(image[top : top + height].compute(scheduler="synchronous"))
 
@@ -174,7 +174,7 @@ def write_chunks(array: Array, sizes: tuple[int, ...], write: Callable[[tuple[sl
         write(tuple(slice(0, n) for n in array.shape), np.asarray(array))
         return None
     chunked = array.rechunk(sizes)
-    starts = _starts(chunked)
+    starts = _chunk_starts(chunked)
     blocks = chunked.to_delayed()
     writes = []
     for index in np.ndindex(blocks.shape):
@@ -189,6 +189,6 @@ def compute_here(value: Any) -> Any:
     return dask.compute(value, scheduler="synchronous")[0]
 
 
-def _starts(image: da.Array) -> list[list[int]]:
+def _chunk_starts(image: da.Array) -> list[list[int]]:
     """Return the index of each chunk's first pixel, by axis."""
     return [np.cumsum([0, *sizes[:-1]]).tolist() for sizes in image.chunks]

@@ -13,7 +13,7 @@ from skylevel.kernels.mesh import BoxStatistics, Mesh, Surface, finish_mesh
 from skylevel.kernels.mosaic import subtract_backgrounds
 from skylevel.kernels.pattern import ColorPattern
 from skylevel.kernels.tile import Tile
-from skylevel.level.arrays import Array, Output, as_array, gather, later, map_tiles, read_again, whole_boxes
+from skylevel.level.arrays import Array, Output, as_array, gather, later, map_tiles, read_separately, whole_boxes
 from skylevel.level.frames import MESH_DIMS, frame_name, mesh_coordinates, mesh_shape
 
 # Statistics of a box: level, rms and count.
@@ -33,7 +33,7 @@ def measure_boxes(function: Any, image: Array, *args: Any, output: Output, halo:
 
     `function` is called as `skylevel.level.arrays.map_tiles` says.
     """
-    boxes = whole_boxes(read_again(image), output.per)
+    boxes = whole_boxes(read_separately(image), output.per)
     return gather(map_tiles(function, boxes, *args, output=output, halo=halo))
 
 

@@ -7,7 +7,7 @@ from dask._task_spec import TaskRef, convert_legacy_graph
 from dask.core import flatten
 
 
-def made_again(image: da.Array) -> da.Array:
+def under_new_names(image: da.Array) -> da.Array:
     """Return the same image under new names, made once more when it is computed.
 
     As ``dask.graph_manipulation.clone``, which leaves tasks under their old names (dask#12455).

@@ -1,20 +1,27 @@
 """Where to run: this machine, a scheduler's address, or SLURM."""
 
+import importlib.util
 import logging
 import math
+import os
 import signal
+import socket
+import stat
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
 import dask
 from dask.system import CPU_COUNT
 from dask.utils import parse_timedelta
-from distributed import Client, LocalCluster, Security, Status, WorkerPlugin
+from distributed import Client, LocalCluster, Security, Status
 from distributed.comm import get_address_host_port
+from distributed.utils import LoopRunner
 
 from skylevel.errors import ClusterError
 from skylevel.program.tasks import require_version
@@ -36,9 +43,16 @@ LOCAL_SETTINGS = {
     "distributed.worker.profile.interval": "200 ms",
     "distributed.worker.profile.cycle": "5 s",
     "distributed.worker.memory.monitor-interval": "250 ms",
+    # What a browser on this machine may look at; nothing of it changes anything.
+    "distributed.scheduler.http.routes": [
+        f"distributed.http.{page}" for page in ("scheduler.info", "scheduler.json", "health", "statics")
+    ],
 }
 _CONNECT_TIMEOUT = "20 s"
 _FIRST_WORKER_TIMEOUT = "120 s"
+_LOOPBACK = "127.0.0.1"
+_NOT_STARTED = (ImportError, MemoryError, OSError, RuntimeError)
+_CANNOT_START = "cannot start workers on this machine"
 _SQUEUE_EVERY = (1.0, 30.0)
 
 
@@ -119,27 +133,113 @@ def worker_memory(client: Client) -> int:
 def _local(workers: int | None, n_exposures: int) -> Iterator[Client]:
     n_workers = max(1, min(workers or CPU_COUNT, n_exposures))
     with (
-        dask.config.set(SCHEDULER_SETTINGS | LOCAL_SETTINGS),
-        LocalCluster(
-            n_workers=n_workers,
-            threads_per_worker=1,
-            processes=True,
-            host="127.0.0.1",
-            dashboard_address="127.0.0.1:0",
-            silence_logs=logging.CRITICAL,
-        ) as cluster,
+        dask.config.set(SCHEDULER_SETTINGS | LOCAL_SETTINGS | {"temporary-directory": private_folder()}),
+        _loop_deaf_to_interrupts() as loop,
+        _local_cluster(n_workers, loop) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
-        client.register_plugin(_DeafToInterrupts())
-        log.info("%d workers on this machine; dashboard %s", n_workers, client.dashboard_link)
+        log.info("%d workers on this machine%s", n_workers, _dashboard(client))
         yield client
 
 
-class _DeafToInterrupts(WorkerPlugin):
-    """Ctrl-C, which a terminal sends to every process, is for the driver alone, which ends its workers in order."""
+def _local_cluster(n_workers: int, loop: Any) -> LocalCluster:
+    """Start workers on this machine; once more where one of them ended on the way, as one that is killed does."""
+    _require_loopback()
+    try:
+        return _start_local(n_workers, loop)
+    except _NOT_STARTED as error:
+        if not _ended_on_the_way(error):
+            raise ClusterError(f"{_CANNOT_START}: {_cause(error)}") from error
+    log.warning("a worker ended while it was started; starting again")
+    try:
+        return _start_local(n_workers, loop)
+    except _NOT_STARTED as error:
+        cause = "a worker ends while it is started (out of memory?)" if _ended_on_the_way(error) else _cause(error)
+        raise ClusterError(f"{_CANNOT_START}: {cause}") from error
 
-    def setup(self, worker: Any) -> None:  # noqa: ARG002 (what Dask calls)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+def _start_local(n_workers: int, loop: Any) -> LocalCluster:
+    """Start processes on the loopback, which speak to nobody but those that have this run's own certificate.
+
+    Every user of this machine reaches the loopback, and whoever reaches a scheduler or worker runs code as its owner.
+    """
+    return LocalCluster(
+        n_workers=n_workers,
+        threads_per_worker=1,
+        processes=True,
+        host=_LOOPBACK,
+        security=Security.temporary(),
+        dashboard_address=f"{_LOOPBACK}:0",
+        silence_logs=logging.CRITICAL,
+        loop=loop,
+    )
+
+
+def _require_loopback() -> None:
+    """See that the loopback answers; workers would try for a minute before they said so."""
+    try:
+        with socket.create_server((_LOOPBACK, 0)) as server, socket.create_connection(server.getsockname(), timeout=5):
+            pass
+    except OSError as error:
+        raise ClusterError(f"{_CANNOT_START}: its loopback interface does not answer: {error}") from error
+
+
+@contextmanager
+def _loop_deaf_to_interrupts() -> Iterator[Any]:
+    """Give an event loop whose workers never see Ctrl-C.
+
+    A terminal sends it to every process, and it is for the driver alone, which ends its workers in order. A process
+    begins with the signals blocked that the thread blocked which started it.
+    """
+    _start_resource_tracker()
+    runner = LoopRunner()
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        runner.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+    try:
+        yield runner.loop
+    finally:
+        runner.stop()
+
+
+def _start_resource_tracker() -> None:
+    """Start Python's tracker of semaphores, which the first process to be started would start too.
+
+    That would unblock Ctrl-C. The tracker removes what a killed driver leaves, and need not say so.
+    """
+    before = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, (before, "ignore:resource_tracker")))
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        if before is None:
+            del os.environ["PYTHONWARNINGS"]
+        else:
+            os.environ["PYTHONWARNINGS"] = before
+
+
+def private_folder() -> str:
+    """Return a folder for temporary files that no other user can enter or take the place of.
+
+    What a worker has no memory for it writes there, and reads again as code would be read. The folder is this user's,
+    and stays: Dask removes what killed workers left in it.
+    """
+    parent = Path(dask.config.get("temporary-directory", None) or tempfile.gettempdir())
+    folder = parent / f"skylevel-{os.getuid()}"
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    found = folder.lstat()
+    if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077:
+        return str(folder)
+    # Somebody else was there first.
+    return tempfile.mkdtemp(prefix="skylevel-", dir=parent)
+
+
+def _dashboard(client: Client) -> str:
+    """Return where a browser sees what goes on; empty where Bokeh is missing, without which no page answers."""
+    return f"; dashboard {client.dashboard_link}" if importlib.util.find_spec("bokeh") else ""
 
 
 @contextmanager
@@ -151,7 +251,9 @@ def _existing(address: str) -> Iterator[Client]:
     except (OSError, ValueError) as error:
         raise ClusterError(f"{address}: no scheduler answers: {error}") from error
     with client:
-        log.info("scheduler %s; dashboard %s", address, client.dashboard_link)
+        log.info("scheduler %s%s", address, _dashboard(client))
+        if address.startswith("tcp://"):
+            log.warning("%s is open: whoever reaches it can run code as its owner; tls:// lets nobody else in", address)
         yield client
 
 
@@ -171,7 +273,7 @@ def _slurm(jobs: int) -> Iterator[Client]:
     ):
         try:
             _submit(cluster, jobs)
-            log.info("SLURM, jobs submitted: %d; dashboard %s", len(_job_ids(cluster)), client.dashboard_link)
+            log.info("SLURM, jobs submitted: %d%s", len(_job_ids(cluster)), _dashboard(client))
             _await_first_job(cluster, client)
             # As many as were asked for, all along: adapting replaces the jobs that are lost.
             cluster.adapt(minimum_jobs=jobs, maximum_jobs=jobs, interval="2 s")
@@ -272,3 +374,20 @@ def _last_words(cluster: Any) -> str:
 
 def _one_line(error: object) -> str:
     return " ".join(str(error).split())
+
+
+def _cause(error: BaseException) -> str:
+    """Return what was at the bottom of an error, which Dask wraps: what the system said, where it said something."""
+    chain = _chain(error)
+    bottom = [each for each in chain if isinstance(each, OSError) and each.errno] or chain
+    return _one_line(bottom[-1]) or type(bottom[-1]).__name__
+
+
+def _ended_on_the_way(error: BaseException) -> bool:
+    """Return whether a worker's process ended before it answered, in Dask's words."""
+    return any("failed to start worker process" in str(each) for each in _chain(error))
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    below = error.__cause__ or error.__context__
+    return [error, *(_chain(below) if below else [])]

@@ -14,14 +14,16 @@ from uuid import uuid4
 
 from distributed import Client, Future, KilledWorker
 
-from skylevel.errors import SchedulerLostError, SettingsError, SkylevelError
+from skylevel.errors import PlanError, SchedulerLostError, SettingsError, SkylevelError
+from skylevel.io.lock import Lock, Share
 from skylevel.io.remote import remove_leftovers
 from skylevel.io.store import ProgramStore
 from skylevel.jobs import job_of
+from skylevel.memory import process_memory
 from skylevel.program.cluster import check_workers, connect, worker_memory
 from skylevel.program.combine import combine_group
 from skylevel.program.fan_out import fan_out, result_of
-from skylevel.program.forecast import Need, forecast, require_disk, require_possible, too_large
+from skylevel.program.forecast import Need, forecast, gigabytes, require_disk, require_possible, too_large
 from skylevel.program.ledger import Group, Ledger, Steps
 from skylevel.program.places import settle, work_left
 from skylevel.program.plan import Exposure, RecipeChoice, make_plan, partition, read_plan, store_url, summarize
@@ -165,20 +167,20 @@ def run_plan(
     progress: Progress | None = None,
 ) -> ProgramResult:
     """Do what is left of a plan; see `run`."""
-    session = _begin(plan, plan, output, overwrite=overwrite)
-    left, skipped = session.left(), session.result.skipped
-    counts = ", ".join(f"{n} {name}" for name, n in sorted(summarize(left).items())) or "nothing"
-    log.info("%d exposures: %d done already, to do: %s", len(plan), len(skipped), counts)
-    if left:
-        with (target or Target()).connected(len(left)) as client:
-            _execute(session, _Cluster(client, session), progress)
+    with _begun(plan, output, overwrite=overwrite) as session:
+        left, skipped = session.left(), session.result.skipped
+        counts = ", ".join(f"{n} {name}" for name, n in sorted(summarize(left).items())) or "nothing"
+        log.info("%d exposures: %d done already, to do: %s", len(plan), len(skipped), counts)
+        if left:
+            with (target or Target()).connected(len(left)) as client:
+                _execute(session, _Cluster(client, session), progress)
     return session.result
 
 
 def run_partition(
     plan: Sequence[Exposure],
     output: str,
-    share: tuple[int, int],
+    share: Share,
     *,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -187,11 +189,11 @@ def run_partition(
 
     What is combined over shares is done by whichever share is the last to have measured its own.
     """
-    mine = partition(plan, *share)
-    session = _begin(plan, mine, output, overwrite=overwrite)
-    log.info("share %d of %d: %d exposures, %d done already", *share, len(mine), len(session.result.skipped))
-    if session.left():
-        _execute(session, _ThisProcess(session.store.url), progress)
+    with _begun(plan, output, share, overwrite=overwrite) as session:
+        left, skipped = session.left(), session.result.skipped
+        log.info("share %d of %d: %d exposures, %d done already", *share, len(left) + len(skipped), len(skipped))
+        if left:
+            _execute(session, _ThisProcess(session), progress)
     return session.result
 
 
@@ -206,6 +208,15 @@ def export_program(
         No program was run into `output`.
     """
     store = ProgramStore(store_url(output))
+    # Before a store is looked for that may not be there.
+    read_plan(store)
+    with store.reserved() as lock:
+        return _export(store, lock, output, target or Target(), progress)
+
+
+def _export(
+    store: ProgramStore, lock: Lock, output: str, target: Target, progress: Progress | None
+) -> ProgramResult:
     plan, result = read_plan(store), ProgramResult(output)
     ledger, failures = Ledger(store, plan), store.failures()
     measured = ledger.measured()
@@ -215,8 +226,8 @@ def export_program(
             result.failed[exposure.name] = reason
     if measured:
         steps = dict.fromkeys((exposure.name for exposure in measured), Steps.EXPORT)
-        session = _Session(store, plan, steps, forecast(measured), result)
-        with (target or Target()).connected(len(measured)) as client:
+        session = _Session(store, lock, plan, steps, forecast(measured), result)
+        with target.connected(len(measured)) as client:
             _execute(session, _Cluster(client, session), progress)
     return result
 
@@ -226,6 +237,7 @@ class _Session:
     """One run: what there is, what is left to do for each exposure, what that needs, and what became of it."""
 
     store: ProgramStore
+    lock: Lock
     plan: Sequence[Exposure]
     steps: dict[str, Steps]
     needs: Mapping[str, Need]
@@ -237,18 +249,22 @@ class _Session:
         return [exposure for exposure in self.plan if self.steps.get(exposure.name, Steps.NOTHING)]
 
 
-def _begin(plan: Sequence[Exposure], share: Sequence[Exposure], output: str, *, overwrite: bool) -> _Session:
-    """Find what is left of a share of a plan, see that it fits, and write the plan into the store."""
+@contextmanager
+def _begun(
+    plan: Sequence[Exposure], output: str, share: Share | None = None, *, overwrite: bool
+) -> Iterator[_Session]:
+    """Keep the store for a run of a plan or a share of it, find what is left, see that it fits, store the plan."""
     store = ProgramStore(store_url(output))
-    names = {exposure.name for exposure in share}
-    if overwrite:
-        steps = dict.fromkeys(names, Steps.DETECT | Steps.MEASURE | Steps.EXPORT)
-    else:
-        steps = {name: some for name, some in work_left(plan, store).items() if name in names}
-    needs = forecast([exposure for exposure in plan if steps.get(exposure.name)])
-    require_disk(needs, output)
-    skipped = [name for name, some in steps.items() if not some]
-    return _Session(store, settle(plan, store), steps, needs, ProgramResult(output, skipped=skipped))
+    names = {exposure.name for exposure in (partition(plan, *share) if share else plan)}
+    with store.reserved(share) as lock:
+        if overwrite:
+            steps = dict.fromkeys(names, Steps.DETECT | Steps.MEASURE | Steps.EXPORT)
+        else:
+            steps = {name: some for name, some in work_left(plan, store).items() if name in names}
+        needs = forecast([exposure for exposure in plan if steps.get(exposure.name)])
+        require_disk(needs, output)
+        skipped = [name for name, some in steps.items() if not some]
+        yield _Session(store, lock, settle(plan, store), steps, needs, ProgramResult(output, skipped=skipped))
 
 
 def _execute(session: _Session, workers: "_Workers", progress: Progress | None) -> None:
@@ -262,7 +278,9 @@ def _execute(session: _Session, workers: "_Workers", progress: Progress | None) 
     with closing(workers.run([exposure for exposure in left if exposure.name in first], first, {})) as outcomes:
         _collect(session, outcomes, counted(progress, 0, total))
     if combined:
-        _execute_groups(session, workers, counted(progress, len(alone), total))
+        # The last two shares may both be the last to have measured their own.
+        with session.store.combining():
+            _execute_groups(session, workers, counted(progress, len(alone), total))
     try:
         describe_program(session.store, session.plan)
     except OSError as error:
@@ -340,8 +358,17 @@ class _Workers(Protocol):
 class _ThisProcess:
     """Work done here, one exposure after the other."""
 
-    def __init__(self, url: str) -> None:
-        self._url = url
+    def __init__(self, session: _Session) -> None:
+        self._url = session.store.url
+        available = process_memory()
+        large = set(too_large(session.needs, available))
+        for exposure in session.left():
+            if exposure.name in large:
+                raise PlanError(
+                    f"{exposure.source}: needs about {gigabytes(session.needs[exposure.name].memory)} of memory, this "
+                    f"process has {gigabytes(available)}: give it more, or run without --partition, which does large "
+                    "frames in blocks"
+                )
 
     def run(
         self, exposures: Sequence[Exposure], steps: Mapping[str, Steps], group_keys: Mapping[str, str]
@@ -440,6 +467,7 @@ def _collect(session: _Session, outcomes: Iterable[Outcome], progress: Progress)
     failed_before = store.failures()
     worked: list[Exposure] = []
     for count, (exposure, outcome) in enumerate(outcomes, 1):
+        session.lock.require()
         if isinstance(outcome, Record):
             _collect_record(session, exposure, outcome)
             if exposure.name in failed_before:
@@ -456,7 +484,7 @@ def _collect(session: _Session, outcomes: Iterable[Outcome], progress: Progress)
 
 
 def _collect_record(session: _Session, exposure: Exposure, record: Record) -> None:
-    for when, text in record.steps:
+    for when, text in record.messages:
         _log_at(when, logging.INFO, f"{exposure.name}: {text}")
     # What is only measured yet is done once its group is combined and its files are written.
     if "export" in record.seconds:

@@ -68,7 +68,7 @@ class Record:
     ----------
     name : str
         The exposure's.
-    steps : list of (float, str)
+    messages : list of (float, str)
         What was done, and when (POSIX time).
     seconds : dict of float
         Wall time of each stage.
@@ -78,7 +78,7 @@ class Record:
     """
 
     name: str
-    steps: list[tuple[float, str]] = field(default_factory=list)
+    messages: list[tuple[float, str]] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     peaks_mib: dict[str, float] = field(default_factory=dict)
 
@@ -89,7 +89,7 @@ class Record:
 
     def say(self, text: str) -> None:
         """Note a step that was just done."""
-        self.steps.append((time.time(), text))
+        self.messages.append((time.time(), text))
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -103,7 +103,7 @@ class Record:
         """Return this record with what was done later."""
         seconds, peaks = self.seconds | later.seconds, self.peaks_mib | later.peaks_mib
         seconds["read"] = round(self.seconds.get("read", 0.0) + later.seconds.get("read", 0.0), 4)
-        return Record(self.name, [*self.steps, *later.steps], seconds, peaks)
+        return Record(self.name, [*self.messages, *later.messages], seconds, peaks)
 
     def metrics(self) -> dict[str, Any]:
         """Return the times and peaks as the store keeps them."""
