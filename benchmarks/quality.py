@@ -170,7 +170,7 @@ def score_group(kind: str, seed: int) -> dict[str, list[Score]]:
     for k, (exposure, frame) in enumerate(zip(exposures, frames, strict=True)):
         scores[BEST].append(score(exposure, subtract_rows(frame, estimates[k], recipe).to_numpy(), 0.0))
         start = time.process_time()
-        levelled = subtract_rows(frame, estimates[k], recipe, group.isel(exposure=k)).to_numpy()
+        levelled = subtract_rows(frame, estimates[k], recipe, group.isel(member=k)).to_numpy()
         scores[PROGRAM].append(score(exposure, levelled, combining + time.process_time() - start))
     return dict(scores)
 

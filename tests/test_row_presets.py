@@ -74,8 +74,8 @@ def test_a_group_shares_its_sky_and_one_that_disagrees_is_left_to_itself(program
     same = [name for name in before if before[name] == after[name]]
     assert sorted(same) == ["other_rowbgsub.fits", "single_rowbgsub.fits"]
     sky = group_of(together, "e0")
-    np.testing.assert_array_equal(sky["member"], [True] * 4 + [False])
-    assert list(sky["exposure"].values) == ["e0", "e1", "e2", "e3", "other"]
+    np.testing.assert_array_equal(sky["agrees"], [True] * 4 + [False])
+    assert list(sky["member"].values) == ["e0", "e1", "e2", "e3", "other"]
     assert sky["reference"].attrs["units"] == "MJy/sr"
     assert all("long_name" in sky[name].attrs for name in sky.data_vars)
     log = (together / "skylevel.log").read_text()
@@ -91,7 +91,7 @@ def test_switching_to_the_group_measures_nothing_again(program: Path) -> None:
     assert skylevel_here(*command) == 0
     assert {name: record_of(output, name)["checksums"] for name in measured} == measured
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
-    assert group_of(output, "e0")["member"].sum() == 4
+    assert group_of(output, "e0")["agrees"].sum() == 4
 
 
 def test_one_that_joins_later_makes_the_group_new(program: Path) -> None:
@@ -104,7 +104,7 @@ def test_one_that_joins_later_makes_the_group_new(program: Path) -> None:
     again = pixels_of(output)
     assert first["e0_rowbgsub.fits"] != again["e0_rowbgsub.fits"]
     assert first["single_rowbgsub.fits"] == again["single_rowbgsub.fits"]
-    assert group_of(output, "e0").sizes["exposure"] == 5
+    assert group_of(output, "e0").sizes["member"] == 5
     assert {state.state for state in program_status(output)} == {"done"}
 
 
@@ -130,9 +130,10 @@ def test_the_store_says_what_everything_is(program: Path) -> None:
     assert metrics["believed"] is True
     assert metrics["stripes_after"] < metrics["stripes_before"]
     assert metrics["source_flux_after"] == pytest.approx(metrics["source_flux"], rel=0.05)
-    # Any client sees the group beside its exposures.
-    tree = xr.open_datatree(store_url(output), engine="zarr")
-    assert any("groups" in path and "sky_shape" in tree[path] for path in tree.groups)
+    # Any client sees the group beside its exposures, as open_program shows it.
+    for tree in (xr.open_datatree(store_url(output), engine="zarr"), open_program(output)):
+        shared = [tree[path] for path in tree.groups if "groups/" in path and "sky_shape" in tree[path]]
+        assert [group["agrees"].values.sum() for group in shared if group.sizes["member"] == 5] == [4]
 
 
 @pytest.mark.parametrize("chunks", [{"y": 100}, {"y": 77, "x": 300}, {"x": 64}])
@@ -218,6 +219,23 @@ def test_time_spans_part_groups(tmp_path: Path) -> None:
     output = run(tmp_path / "in", "program")
     node = Path(store_url(output), place_of(output, "e0").node, "groups")
     assert len([path for path in node.iterdir() if path.is_dir()]) == 3
+    # Groups of some of a node's exposures stand beside them.
+    assert len([path for path in open_program(output).groups if "/groups/" in path]) == 3
+
+
+def test_columns_are_taken_where_they_carry_power() -> None:
+    image = make_image((512, 400), seed=12, nan_fraction=0.0).image
+    columns = (0.006 * np.random.default_rng(2).normal(size=400)).astype(np.float32)
+    recipe = Rows(method="streams", columns=True)
+    plain, striped = (level_rows(frame_of(i), recipe) for i in (image, image + columns))
+    assert not plain["column_level"].any()
+    rest = striped["column_level"].values - columns
+    assert (rest - np.median(rest)).std() < 0.5 * columns.std()
+    np.testing.assert_array_equal(
+        striped["sci"].values, level_rows(frame_of(image + columns).chunk(y=90), recipe)["sci"].compute().values
+    )
+    turned = level_rows(frame_of(np.ascontiguousarray((image + columns).T), fast_axis=2), recipe)
+    np.testing.assert_array_equal(turned["sci"].values.T, striped["sci"].values)
 
 
 class TestMask:

@@ -147,13 +147,13 @@ class RowsJob:
     def combine(self, members: xr.Dataset, recipe: Rows) -> xr.Dataset:
         """Find the sky that exposures share, and say which of them it is."""
         sky = combine_streams(members, recipe)
-        agree = sky["member"].values
+        agree = sky["agrees"].values
         if not agree.any():
             return sky.assign_attrs(finding=": none agrees with another, each is levelled by itself")
-        names = sky["exposure"].values if "exposure" in sky.coords else np.arange(agree.size)
+        names = sky["member"].values if "member" in sky.coords else np.arange(agree.size)
         alone = ", ".join(map(str, names[~agree]))
         left = f"; left to itself: {alone}" if alone else ""
-        slope = 200 * np.hypot(*sky["sky_shape"].values[:2]) if sky.sizes["term"] >= 2 else 0.0
+        slope = 200 * float(np.hypot(*sky["sky_shape"].values[:2])) if sky.sizes["shape_term"] >= 2 else 0.0
         finding = f": {agree.sum()} share a sky that changes by {slope:.2f} % across the frame{left}"
         return sky.assign_attrs(finding=finding)
 
