@@ -8,8 +8,8 @@ import xarray as xr
 from astropy.io import fits
 
 from programs import image_of, pixels_of, place_of, record_of, skylevel, skylevel_here, write_exposure
-from scenes import make_image
-from skylevel import Rows, level_rows
+from scenes import make_image, real_file
+from skylevel import Rows, level_rows, open_frame
 from skylevel.errors import SettingsError
 from skylevel.io.store import ProgramStore
 from skylevel.jobs import JOBS
@@ -193,7 +193,7 @@ def test_where_the_model_is_not_believed_the_log_says_so() -> None:
     recipe = Rows(method="streams", misfit_limit=0.01)
     estimate = level_rows(frame_of(image), recipe)
     assert not estimate["believed"]
-    assert "only what changes from row to row" in JOBS["rows"].finding(estimate, recipe)
+    assert "only what changes quickly" in JOBS["rows"].finding(estimate, recipe)
 
 
 def test_a_mosaic_is_warned_about_and_never_combined(tmp_path: Path) -> None:
@@ -236,6 +236,32 @@ def test_columns_are_taken_where_they_carry_power() -> None:
     )
     turned = level_rows(frame_of(np.ascontiguousarray((image + columns).T), fast_axis=2), recipe)
     np.testing.assert_array_equal(turned["sci"].values.T, striped["sci"].values)
+
+
+@pytest.mark.parametrize("name", ["jw01185002001_01101_00001-seg006", "jw01366002001_01101_00001-seg004"])
+def test_real_rows_are_level_and_sources_keep_their_light(name: str) -> None:
+    (path,) = real_file("nircam_tso").glob(f"{name}*.fits")
+    frame = open_frame(path).load()
+    metrics = JOBS["rows"].metrics(level_rows(frame, Rows.preset("best")))
+    assert metrics["scatter_after"] <= 1.3
+    assert metrics["stripes_after"] < 0.7 * metrics["stripes_before"]
+    assert metrics["source_flux_after"] == pytest.approx(metrics["source_flux"], rel=0.005)
+
+
+def test_a_real_mosaic_of_a_nebula_is_not_damaged() -> None:
+    frame = open_frame(real_file("nircam_i2d/jw01288-o001_t011_nircam_clear-f480m_cropped.fits")).load()
+    levelled = level_rows(frame, Rows.preset("best"))["sci"]
+    assert float(np.nanstd(levelled - frame["sci"])) < 1e-3 * float(frame["sci"].std())
+    assert "its rows are no detector's rows" in JOBS["rows"].describe(frame)
+
+
+def test_real_vertical_stripes_and_other_detectors_are_levelled() -> None:
+    paths = [*sorted(real_file("niriss_1093").glob("*.fits"))[:2], *real_file("miri").glob("*.fits")]
+    for path in paths:
+        frame = open_frame(path).load()
+        out = level_rows(frame, Rows.preset("best"))
+        assert out["row_level"].dims == ("x" if abs(frame.attrs["fast_axis"]) == 2 else "y", "amplifier")
+        np.testing.assert_array_equal(np.isnan(out["sci"]), np.isnan(frame["sci"]))
 
 
 class TestMask:

@@ -103,7 +103,7 @@ class RowsJob:
         measured = f"measured {levels.sizes[levels.dims[0]]} {what}{amplifiers}{kept}"
         sources = f"{masked:.1f} % of the pixels in sources"
         remark = relaxed(estimate, recipe.exclude_percentile) if recipe.method == "median" else _disbelief(estimate)
-        return "; ".join([measured, sources, *_judgement(estimate)]) + remark
+        return "; ".join([measured, sources, *_judgement(estimate, what.removesuffix('s'))]) + remark
 
     def metrics(self, estimate: xr.Dataset) -> dict[str, Any]:
         """Return the sources' share, the levels' scatter, and what tells of stripes, light and sky without a truth."""
@@ -174,12 +174,12 @@ def _warnings(header: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def _judgement(estimate: xr.Dataset) -> list[str]:
+def _judgement(estimate: xr.Dataset, what: str) -> list[str]:
     """Return what became of stripes and sources."""
     found = []
     before, after = (float(estimate.get(f"stripes_{when}", np.nan)) for when in ("before", "after"))
     if math.isfinite(before) and math.isfinite(after):
-        found.append(f"stripes from row to row {before:.3g} before, {after:.3g} after")
+        found.append(f"stripes from {what} to {what} {before:.3g} before, {after:.3g} after")
     return found
 
 
@@ -187,7 +187,7 @@ def _disbelief(estimate: xr.Dataset) -> str:
     if bool(estimate["believed"]):
         return ""
     misfit = float(estimate["misfit"])
-    return f"; sky and sources fit no model here (misfit {misfit:.3g}): only what changes from row to row was taken off"
+    return f"; sky and sources fit no model here (misfit {misfit:.3g}): only what changes quickly was taken off"
 
 
 def _sky_gradient(estimate: xr.Dataset) -> float:
