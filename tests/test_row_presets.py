@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import xarray as xr
 from astropy.io import fits
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from programs import image_of, pixels_of, place_of, record_of, skylevel, skylevel_here, write_exposure
 from scenes import make_image, real_file
 from skylevel import Rows, level_rows, open_frame
-from skylevel.errors import SettingsError
+from skylevel.errors import NoBackgroundError, SettingsError
 from skylevel.io.store import ProgramStore
 from skylevel.jobs import JOBS
 from skylevel.program.plan import store_url
@@ -262,6 +264,36 @@ def test_real_vertical_stripes_and_other_detectors_are_levelled() -> None:
         out = level_rows(frame, Rows.preset("best"))
         assert out["row_level"].dims == ("x" if abs(frame.attrs["fast_axis"]) == 2 else "y", "amplifier")
         np.testing.assert_array_equal(np.isnan(out["sci"]), np.isnan(frame["sci"]))
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    shape=st.tuples(st.integers(1, 90), st.integers(1, 140)),
+    method=st.sampled_from(["median", "streams"]),
+    missing=st.sampled_from([0.0, 0.1, 0.9, 1.0]),
+    header=st.fixed_dictionaries(
+        {},
+        optional={
+            "n_outputs": st.sampled_from([-3, 0, 1, 2, 4, 5, 10**9]),
+            "fast_axis": st.sampled_from([-2, -1, 0, 1, 2, 77]),
+            "slow_axis": st.integers(-2, 2),
+            "substrt1": st.sampled_from([-5, 0, 1, 500, 2048, 10**12]),
+            "substrt2": st.sampled_from([-5, 0, 1, 500, 2048, 10**12]),
+            "instrument": st.sampled_from(["NIRCAM", "MIRI", "N/A"]),
+        },
+    ),
+)
+def test_any_frame_and_header_is_levelled_or_refused(shape, method, missing, header) -> None:
+    rng = np.random.default_rng(1)
+    image = (0.5 + 0.02 * rng.normal(size=shape)).astype(np.float32)
+    image[rng.random(shape) < missing] = np.nan
+    try:
+        out = level_rows(frame_of(image, **header), Rows(method=method, columns=method == "streams"))
+    except NoBackgroundError:
+        return
+    np.testing.assert_array_equal(np.isnan(out["sci"]), np.isnan(image))
+    assert JOBS["rows"].finding(out, Rows(method=method))
+    assert JOBS["rows"].metrics(out)
 
 
 class TestMask:

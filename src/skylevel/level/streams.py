@@ -225,7 +225,7 @@ def _judged(
     even = len(image) // 2 * 2
     before, free = image[:even, held], ~sources[:even, held]
     after = before - measured.level[:even][:, amplifier[held]]
-    pairs = (even // 2, 2, -1)
+    pairs = (even // 2, 2, int(held.sum()))
     rows = slice(_FLUX_STEP // 2, None, _FLUX_STEP)
     return {
         **judged_stripes(before.reshape(pairs), after.reshape(pairs), free.reshape(pairs), layout.count),
