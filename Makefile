@@ -10,7 +10,7 @@ OWN = $(shell $(BIN)/python -c 'import sys; print("{}.{}".format(*sys.version_in
 # Modules and classes stay whole, for what their tests share is slow to make.
 QUICK = -m "not slow" -p no:benchmark --numprocesses 2 --dist loadscope
 
-.PHONY: demo test test-pythons test-lowest lint fuzz bench clean
+.PHONY: demo test test-pythons test-lowest test-jwst lint fuzz bench clean
 
 demo: $(VENV)/.ready
 	$(BIN)/skylevel demo
@@ -36,11 +36,18 @@ test-lowest: $(VENV)/.ready
 	$(VENV)-lowest/bin/python .ci/floors.py
 	$(VENV)-lowest/bin/python -m pytest $(QUICK)
 
+# The JWST pipeline, which CI leaves out.
+test-jwst: $(VENV)/.ready
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(VENV)-jwst
+	$(BIN)/uv pip install --quiet --python $(VENV)-jwst --constraint constraints.txt --editable '.[dev,jwst]'
+	$(VENV)-jwst/bin/python -m pytest tests/test_jwst_pipeline.py
+
 lint: $(VENV)/.ready
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/shellcheck deploy/slurm/*.sbatch .ci/run .ci/python
+	$(BIN)/shellcheck deploy/slurm/*.sbatch deploy/pbs/*.pbs deploy/container/make-certificates .ci/run .ci/python
+	$(BIN)/hadolint deploy/container/Dockerfile
 
 # Readers against damaged files, for ten minutes.
 fuzz: $(VENV)/.ready
@@ -56,4 +63,4 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-3.* $(VENV)-lowest skylevel-demo
+	rm -rf $(VENV) $(VENV)-3.* $(VENV)-lowest $(VENV)-jwst skylevel-demo

@@ -120,6 +120,7 @@ def run(inputs: tuple[str, ...], output: str, **options: Any) -> int:
     # Before the heavy imports: a mistake is answered at once.
     recipes = _recipes(options["recipe"], options["preset"], options["config"], options["settings"])
     share = _share(options["partition"])
+    from skylevel.program.associations import write_associations
     from skylevel.program.plan import make_plan
     from skylevel.program.run import Target, run_partition, run_plan
 
@@ -134,6 +135,7 @@ def run(inputs: tuple[str, ...], output: str, **options: Any) -> int:
         else:
             target = Target(cluster=options["cluster"], workers=options["workers"])
             result = run_plan(plan, output, target=target, overwrite=options["overwrite"], progress=progress)
+        write_associations(inputs, plan, output, result.failed)
     return _print_result(result)
 
 

@@ -76,7 +76,7 @@ _ORDER_CARDS = ("A_ORDER", "B_ORDER", "AP_ORDER", "BP_ORDER")
 # Cards that decide where an exposure's results go.
 _NEEDED_CARDS = ("DETECTOR", "FILTER")
 
-OBSERVATION_CARDS: Mapping[str, tuple[type, tuple[str, ...]]] = {
+OBSERVATION_CARDS: dict[str, tuple[type, tuple[str, ...]]] = {
     "instrument": (str, ("INSTRUME",)),
     "detector": (str, ("DETECTOR",)),
     "channel": (str, ("CHANNEL",)),
@@ -94,7 +94,7 @@ OBSERVATION_CARDS: Mapping[str, tuple[type, tuple[str, ...]]] = {
     "program": (str, ("PROGRAM",)),
     "exposure_time": (float, ("EFFEXPTM", "XPOSURE", "EXPTIME")),
 }
-PHOTOMETRY_CARDS: Mapping[str, tuple[type, tuple[str, ...]]] = {
+PHOTOMETRY_CARDS: dict[str, tuple[type, tuple[str, ...]]] = {
     "unit": (str, ("BUNIT",)),
     "photmjsr": (float, ("PHOTMJSR",)),
     "pixel_area_sr": (float, ("PIXAR_SR",)),
@@ -169,6 +169,13 @@ def peek_of(hdus: Sequence[Hdu], extension: int, source: str) -> tuple[tuple[int
     attrs = {"kind": "jwst"} | _cards(OBSERVATION_CARDS, headers) | _date(*headers) | _past(hdus, headers, source)
     attrs["dtype"] = "float64" if image.bits == -64 else "float32"
     return (image.shape[-2], image.shape[-1]), attrs
+
+
+def header_attributes(headers: Sequence[fits.Header]) -> dict[str, Any]:
+    """Return those attributes of an exposure that stand in single cards; see this module."""
+    attrs = {"unit": ""} | _cards(OBSERVATION_CARDS | PHOTOMETRY_CARDS, headers)
+    tool = levelled_by(headers)
+    return attrs | ({"levelled_by": tool} if tool else {})
 
 
 def image_hdus(path: str) -> tuple[list[Hdu], int]:

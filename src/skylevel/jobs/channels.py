@@ -1,16 +1,39 @@
 """The channel job: camera raws lose a smooth background of each colour."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import xarray as xr
 
 from skylevel.io.camera import write_mosaic
-from skylevel.jobs.job import Alone, Facts, Product, Writing, write_levelled
+from skylevel.jobs.job import Alone, Facts, Measured, Product, Writing
 from skylevel.jobs.meshes import percentiles, relaxed, write_background
 from skylevel.level.channels import estimate_channels, subtract_channels
 from skylevel.recipes import Channels, Recipe
+
+# Of a levelled frame's pixels, how many may be below 0 without a word, in percent; and every how many rows are looked
+# at: an odd number, to meet the rows of every colour.
+_FEW_PERCENT = 0.1
+_ROWS_APART = 7
+
+
+def _write_levelled(path: Path, measured: Measured) -> str:
+    """Write the levelled mosaic, and say which pedestal would bring its pixels above 0."""
+    levelled = measured.levelled()
+    measured.job.write_levelled(path, measured.frame, levelled, measured.writing)
+    rows = levelled.to_numpy()[::_ROWS_APART]
+    pixels = rows[np.isfinite(rows)]
+    lowest = float(np.percentile(pixels, _FEW_PERCENT)) if pixels.size else 0.0
+    if lowest >= 0:
+        return ""
+    # Two digits, so that the frames of a night are told much the same.
+    needed = measured.recipe.pedestal - lowest
+    unit = 10.0 ** max(math.floor(math.log10(needed)) - 1, 0)
+    below, pedestal = 100 * np.count_nonzero(pixels < 0) / pixels.size, math.ceil(needed / unit) * unit
+    return f"{below:.3g} % of its pixels are below 0; for a program that cuts there, --set pedestal={pedestal:.0f}"
 
 
 class ChannelsJob(Alone):
@@ -20,7 +43,7 @@ class ChannelsJob(Alone):
     kind = "camera"
     variable = "raw"
     products: ClassVar[Mapping[str, Product]] = {
-        "levelled": Product("{stem}.bkg_subtracted.fits", write_levelled),
+        "levelled": Product("{stem}.bkg_subtracted.fits", _write_levelled),
         "background": Product("{stem}.bkg_background.fits", write_background, 12),
     }
 

@@ -94,13 +94,13 @@ class Product(NamedTuple):
     file : str
         Its name, with ``{stem}`` for the exposure's.
     write : callable
-        Writes it to a path.
+        Writes it to a path, and returns what there is to say of it, if anything.
     bytes_per_pixel : int
         Of memory, beside the frame, while it is made.
     """
 
     file: str
-    write: Callable[[Path, Measured], None]
+    write: Callable[[Path, Measured], str | None]
     bytes_per_pixel: int = 0
 
 

@@ -20,9 +20,10 @@ from skylevel.io.remote import remove_leftovers
 from skylevel.io.store import ProgramStore
 from skylevel.jobs import job_of
 from skylevel.memory import process_memory
+from skylevel.program.associations import write_associations
 from skylevel.program.cluster import check_workers, connect, worker_memory
 from skylevel.program.combine import combine_group
-from skylevel.program.fan_out import fan_out, result_of
+from skylevel.program.fan_out import fan_out, require_scheduler, result_of
 from skylevel.program.forecast import Need, forecast, gigabytes, require_disk, require_possible, too_large
 from skylevel.program.ledger import Group, Ledger, Steps
 from skylevel.program.places import settle, work_left
@@ -152,10 +153,13 @@ def run(
     given = [inputs] if isinstance(inputs, str | PathLike) else inputs
     output = fspath(output)
     layout, keep = options.get("layout", "full"), options.get("keep", ())
-    plan = make_plan([fspath(path) for path in given], output, recipe=recipe, layout=layout, keep=keep)
+    paths = [fspath(path) for path in given]
+    plan = make_plan(paths, output, recipe=recipe, layout=layout, keep=keep)
     target = Target(client=client, cluster=cluster, workers=workers)
     overwrite, progress = options.get("overwrite", False), options.get("progress")
-    return run_plan(plan, output, target=target, overwrite=overwrite, progress=progress)
+    result = run_plan(plan, output, target=target, overwrite=overwrite, progress=progress)
+    write_associations(paths, plan, output, result.failed)
+    return result
 
 
 def run_plan(
@@ -417,7 +421,7 @@ class _Cluster:
 
     def combine(self, group: Group, members: list[Exposure], key: str, url: str) -> str:
         call = partial(combine_group, group, members, key, url, __version__)
-        return str(result_of(self._client.submit(open_sealed, seal(call), pure=False)))
+        return str(self._result(call))
 
     def _where(self, exposure: Exposure, group_keys: Mapping[str, str]) -> Where:
         return Where(self._url, __version__, group_keys.get(exposure.name))
@@ -434,15 +438,22 @@ class _Cluster:
                 measure(exposure, frame, ProgramStore(self._url), record, steps, self._compute)
             if Steps.EXPORT in steps:
                 call = partial(export_blocks, exposure, where, record)
-                record = result_of(self._client.submit(open_sealed, seal(call), pure=False))
+                record = self._result(call)
         except SchedulerLostError:
             raise
         except Exception as error:
+            require_scheduler(self._client)
             return error
         return record
 
     def _compute(self, delayed: list[Any]) -> Sequence[Any]:
+        require_scheduler(self._client)
         return [result_of(future) for future in self._client.compute(delayed)]
+
+    def _result(self, call: Callable[[], Any]) -> Any:
+        """Make a call on some worker."""
+        require_scheduler(self._client)
+        return result_of(self._client.submit(open_sealed, seal(call), pure=False))
 
 
 def _in_flight(client: Client) -> Callable[[], int]:
@@ -453,6 +464,7 @@ def _in_flight(client: Client) -> Callable[[], int]:
     def now() -> int:
         nonlocal most, counted
         if time.monotonic() - counted > _COUNT_WORKERS_EVERY:
+            require_scheduler(client)
             most = _IN_FLIGHT_PER_THREAD * max(sum(client.nthreads().values()), 1)
             counted = time.monotonic()
         return most

@@ -373,8 +373,8 @@ def _export(exposure: Exposure, leveling: Leveling, store: ProgramStore, record:
     with record.stage("export"):
         for kind, url in exposure.outputs.items():
             with local_output(url) as path:
-                exposure.job.products[kind].write(path, measured)
-            record.say(f"wrote {url}")
+                remark = exposure.job.products[kind].write(path, measured)
+            record.say(f"wrote {url}" + (f"; {remark}" if remark else ""))
     exported = {"exported": exposure.export_key(where.group_key), "export_metrics": record.metrics()}
     store.write_record(require_place(exposure, store), leveling.kept | exported)
 
