@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -100,8 +101,10 @@ def by_hand(exposure: Exposure, measured: Callable[..., tuple[np.ndarray, np.nda
     start = time.process_time()
     background, mask = measured(np.where(bad, np.float32(0), exposure.image), bad)
     rest = np.where(mask | bad, np.nan, exposure.image - background).reshape(SIZE, N_AMPLIFIERS, -1)
-    with np.errstate(all="ignore"):
-        levels = np.nan_to_num(np.nanmedian(np.where(np.isfinite(rest), rest, np.nan), axis=2))
+    with warnings.catch_warnings():
+        # Rows of the border have no pixel.
+        warnings.simplefilter("ignore", RuntimeWarning)
+        levels = np.nan_to_num(np.nanmedian(rest, axis=2))
     levelled = exposure.image - np.repeat(levels, SIZE // N_AMPLIFIERS, axis=1).astype(np.float32)
     return levelled, time.process_time() - start
 
