@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypedDict, Unpack
 
 from skylevel.errors import SettingsError
+from skylevel.html import table
 from skylevel.version import __version__
 
 # Keyword, value and comment of a FITS header.
@@ -31,6 +32,7 @@ ROWS_NOTEBOOK = "notebook: JWST NIRCam row-by-row background subtraction (Hsieh 
 STREAMS = "own: rows as time streams beside sky and large sources"
 PHOTUTILS_DEFAULT = "photutils Background2D's default, as in the notebook"
 CHANNELS_NOTEBOOK = "notebook: Background subtraction of camera raw frames"
+SMOOTH_SCENES = "tuned on scenes of known truth, benchmarks/night_scenes.py"
 
 
 class Allowed(TypedDict, total=False):
@@ -101,6 +103,11 @@ class Recipe:
             "skylevel_version": __version__, "skylevel_recipe": self.name, "skylevel_hash": self.hash,
             "skylevel_settings": settings,
         }  # fmt: skip
+
+    def _repr_html_(self) -> str:
+        """Return a table of the settings for a notebook."""
+        rows = [(f.name, getattr(self, f.name), f.metadata["unit"], f.metadata["doc"]) for f in fields(self)]
+        return table(f"{type(self).__name__}: settings", ("setting", "value", "unit", "meaning"), rows)
 
     @property
     def hash(self) -> str:
@@ -226,11 +233,17 @@ class Rows(Recipe):
 class Channels(Recipe):
     """Settings of the channel job: a smooth background is subtracted from each colour of a camera raw frame.
 
-    With no argument, the method of the night-sky notebook.
+    With no argument, the method of the night-sky notebook; the preset "best" keeps galaxies and nebulae out of the
+    background, "program" takes a night's frames together as well.
     """
 
     name: ClassVar[str] = "channels"
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"notebook": {}, "planes": {"method": "planes"}}
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "notebook": {},
+        "planes": {"method": "planes"},
+        "best": {"method": "smooth", "box_size": 48},
+        "program": {"method": "smooth", "box_size": 48, "together": True},
+    }
 
     box_size: int = field(default=100, metadata=about(
         "Side of the boxes in which the background is measured, on the mosaic.",
@@ -257,8 +270,39 @@ class Channels(Recipe):
     method: str = field(default="filled", metadata=about(
         "\"filled\": each colour's gaps are filled before its boxes are measured, as in the notebook. "
         "\"planes\": each colour's own pixels alone are measured; faster, and without the pull toward 0 that filling "
-        "gives the frame's edge.",
-        choices=("filled", "planes"), decides="measurement", source=CHANNELS_NOTEBOOK))
+        "gives the frame's edge. \"smooth\": so they are, and one smooth surface is fitted through the boxes' medians, "
+        "with boxes left out that hold light above it: galaxies and nebulae stay. It takes box_size, degree, stiffness "
+        "and rejection; filter_size, sigma_clip, exclude_percentile, kernel_stddev and estimator are the others'.",
+        choices=("filled", "planes", "smooth"), decides="measurement", source=CHANNELS_NOTEBOOK))
+    degree: int = field(default=10, metadata=about(
+        "Degree of the surface in x and y together (method \"smooth\"): what changes within about a tenth of the frame "
+        "is not the sky's.",
+        low=0, high=20, decides="measurement", source=SMOOTH_SCENES))
+    stiffness: float = field(default=1.0, metadata=about(
+        "How strongly the surface is held to be as smooth as most of the frame shows it (method \"smooth\"): 0 leaves "
+        "it free up to its degree, 2 allows half as much of its finer parts.",
+        low=0.0, decides="measurement", source=SMOOTH_SCENES))
+    rejection: float = field(default=3.0, metadata=about(
+        "A box this far above the surface, alone or with its neighbours, counts half, and further ones soon nothing "
+        "(method \"smooth\").",
+        unit="standard deviation", above=0.0, decides="measurement", source=SMOOTH_SCENES))
+    black_level: float = field(default=0.0, metadata=about(
+        "What a pixel without light reads, where the file does not tell: raws do, FITS does not. Division and a "
+        "night's vignetting need it (method \"smooth\").",
+        unit="ADU", low=0.0, decides="measurement", source="the camera's, as LibRaw tells it"))
+    together: bool = field(default=False, metadata=about(
+        "Frames of one camera, lens setting, exposure time and night are solved together (method \"smooth\"): the "
+        "vignetting they share, and a gradient of each frame's own.",
+        decides="group", source=SMOOTH_SCENES))
+    disagreement: float = field(default=0.15, metadata=about(
+        "A frame is left to itself if the night's mean and a smooth difference of its own fail to describe more than "
+        "this share of its boxes: clouds, trees, another lens.",
+        low=0.0, high=1.0, decides="group", source=SMOOTH_SCENES))
+    correction: str = field(default="subtract", metadata=about(
+        "\"subtract\": a colour's background is taken off. \"divide\": what is left is then divided by the share of "
+        "light that came there, the night's vignetting, or of a frame alone its own background, 1 at its brightest "
+        "(method \"smooth\"): stars are as bright in the corners.",
+        choices=("subtract", "divide"), decides="levelled", source=SMOOTH_SCENES))
     pedestal: float = field(default=0.0, metadata=about(
         "Added to every pixel last, for programs that cut off negative values.",
         unit="ADU", decides="levelled", source="0 in the notebook"))  # fmt: skip

@@ -21,6 +21,9 @@ CHECKSUM_BYTES = 4
 # Dimensions of a few places, whatever the frame's size.
 _SMALL_DIMS = {"channel", "amplifier", "term", "part", "lag"}
 
+#: Of a record, the part that only the report asks for: it is ten times as large as the rest.
+PICTURE = "picture"
+
 
 def encode_record(record: Mapping[str, Any]) -> bytes:
     """Return a record of `plain` values as the chunk that stores it."""
@@ -28,8 +31,8 @@ def encode_record(record: Mapping[str, Any]) -> bytes:
     return body + crc32c(body).to_bytes(CHECKSUM_BYTES, "little")
 
 
-def decode_record(chunk: bytes) -> dict[str, Any] | None:
-    """Return the record in a stored chunk; None where it is damaged or of another form."""
+def decode_record(chunk: bytes, *, picture: bool = False) -> dict[str, Any] | None:
+    """Return the record in a stored chunk, with its picture or without; None where it is damaged or of another form."""
     body, checksum = chunk[:-CHECKSUM_BYTES], chunk[-CHECKSUM_BYTES:]
     if crc32c(body).to_bytes(CHECKSUM_BYTES, "little") != checksum:
         return None
@@ -37,7 +40,11 @@ def decode_record(chunk: bytes) -> dict[str, Any] | None:
         record = json.loads(VLenUTF8().decode(body)[0])
     except (ValueError, IndexError, RecursionError):
         return None
-    return record if _is_record(record) else None
+    if not _is_record(record):
+        return None
+    if not picture:
+        record.pop(PICTURE, None)
+    return record
 
 
 def _is_record(record: Any) -> bool:

@@ -15,6 +15,7 @@ from uuid import uuid4
 from distributed import Client, Future, KilledWorker
 
 from skylevel.errors import PlanError, SchedulerLostError, SettingsError, SkylevelError
+from skylevel.html import table
 from skylevel.io.lock import Lock, Share
 from skylevel.io.remote import remove_leftovers
 from skylevel.io.store import ProgramStore
@@ -26,6 +27,7 @@ from skylevel.program.combine import combine_group
 from skylevel.program.fan_out import fan_out, require_scheduler, result_of
 from skylevel.program.forecast import Need, forecast, gigabytes, require_disk, require_possible, too_large
 from skylevel.program.ledger import Group, Ledger, Steps
+from skylevel.program.notebook_bar import notebook_bar
 from skylevel.program.places import settle, work_left
 from skylevel.program.plan import Exposure, RecipeChoice, make_plan, partition, read_plan, store_url, summarize
 from skylevel.program.sealed import open_sealed, seal
@@ -81,6 +83,14 @@ class ProgramResult:
         """Path or URL of the program store."""
         return store_url(self.output)
 
+    def _repr_html_(self) -> str:
+        """Return a table of the exposures for a notebook: those that failed first, with their reasons."""
+        rows = [(name, "failed", reason) for name, reason in self.failed.items()]
+        rows += [(record.name, "done", "") for record in self.done]
+        rows += [(name, "done before", "") for name in self.skipped]
+        count = f"{len(self.done)} done, {len(self.skipped)} done before, {len(self.failed)} failed"
+        return table(f"{self.output}: {count}", ("exposure", "state", "reason"), rows)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
@@ -134,7 +144,7 @@ def run(
     overwrite : bool
         Do again what is done; False by default.
     progress : callable, optional
-        Called with how many exposures are finished, and of how many.
+        Called with how many exposures are finished, and of how many. By default a bar, where this runs in a notebook.
 
     Returns
     -------
@@ -156,7 +166,7 @@ def run(
     paths = [fspath(path) for path in given]
     plan = make_plan(paths, output, recipe=recipe, layout=layout, keep=keep)
     target = Target(client=client, cluster=cluster, workers=workers)
-    overwrite, progress = options.get("overwrite", False), options.get("progress")
+    overwrite, progress = options.get("overwrite", False), options.get("progress") or notebook_bar()
     result = run_plan(plan, output, target=target, overwrite=overwrite, progress=progress)
     write_associations(paths, plan, output, result.failed)
     return result
@@ -178,6 +188,7 @@ def run_plan(
         if left:
             with (target or Target()).connected(len(left)) as client:
                 _execute(session, _Cluster(client, session), progress)
+        _describe(session)
     return session.result
 
 
@@ -198,6 +209,7 @@ def run_partition(
         log.info("share %d of %d: %d exposures, %d done already", *share, len(left) + len(skipped), len(skipped))
         if left:
             _execute(session, _ThisProcess(session), progress)
+        _describe(session)
     return session.result
 
 
@@ -233,6 +245,7 @@ def _export(
         session = _Session(store, lock, plan, steps, forecast(measured), result)
         with target.connected(len(measured)) as client:
             _execute(session, _Cluster(client, session), progress)
+        _describe(session)
     return result
 
 
@@ -285,6 +298,10 @@ def _execute(session: _Session, workers: "_Workers", progress: Progress | None) 
         # The last two shares may both be the last to have measured their own.
         with session.store.combining():
             _execute_groups(session, workers, counted(progress, len(alone), total))
+
+
+def _describe(session: _Session) -> None:
+    """Write what is known of the exposures beside what was measured of them, unless an earlier run did."""
     try:
         describe_program(session.store, session.plan)
     except OSError as error:

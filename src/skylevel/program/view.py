@@ -10,11 +10,12 @@ import xarray as xr
 
 from skylevel.errors import StoreError
 from skylevel.io.nodes import RECORD, Place
-from skylevel.io.records import stacked_small
+from skylevel.io.records import plain, stacked_small
 from skylevel.io.store import ProgramStore
 from skylevel.level.frames import unit_power
 from skylevel.program.ledger import Ledger, Steps
 from skylevel.program.plan import Exposure, read_plan, store_url
+from skylevel.recipes import canonical_hash
 
 # Facts of an exposure, and numbers measured of it, that become coordinates along `exposure`.
 FACTS = {
@@ -29,10 +30,12 @@ FACTS = {
 METRICS = {
     "masked_fraction": {"units": "1", "long_name": "share of the pixels in sources"},
     "unlevelled": {"units": "1", "long_name": "rows or columns left as they were"},
+    "boxes_left_out": {"units": "1", "long_name": "share of the boxes that hold light, or no pixel"},
 }
 # Arrays in powers of the unit of the exposure.
 _POWERS = {
     **dict.fromkeys(("row_level", "background", "background_rms", "cell", "coarse_cell", "node"), 1),
+    **dict.fromkeys(("sky_level", "background_coefficients"), 1),
     **dict.fromkeys(("weight", "coarse_weight"), -2),
 }
 
@@ -55,9 +58,13 @@ def program_status(output: str | PathLike[str]) -> list[ExposureState]:
         No program was run into `output`.
     """
     store = ProgramStore(store_url(output))
-    failures = store.failures()
+    return states_of(Ledger(store, read_plan(store)), store.failures())
+
+
+def states_of(ledger: Ledger, failures: Mapping[str, str]) -> list[ExposureState]:
+    """Return the state of every exposure of a plan, by what is done and why others failed."""
     states = []
-    for name, steps in Ledger(store, read_plan(store)).work_left().items():
+    for name, steps in ledger.work_left().items():
         if steps is Steps.NOTHING:
             states.append(ExposureState(name, "done"))
         elif name in failures:
@@ -115,6 +122,9 @@ def open_program(output: str | PathLike[str]) -> xr.DataTree:
 def describe_program(store: ProgramStore, plan: Sequence[Exposure]) -> None:
     """Write what is known of the measured exposures beside their arrays, for any client to see; the driver's last step.
 
+    Where that is written already nothing is. A run that was killed before it got here leaves it to the next one, which
+    may find nothing else to do.
+
     Parameters
     ----------
     store : ProgramStore
@@ -126,10 +136,16 @@ def describe_program(store: ProgramStore, plan: Sequence[Exposure]) -> None:
         for exposure in plan:
             if exposure.place:
                 nodes[exposure.place.node].append(exposure)
+        told: dict[str, tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]] = {}
         for node, exposures in nodes.items():
             records = store.read_records(exposure.place for exposure in exposures if exposure.place)
-            store.describe(node, _facts(exposures, records), _attributes(records))
-        store.finish()
+            told[node] = _facts(exposures, records), _attributes(records)
+        key = canonical_hash(plain(told))
+        if store.described() == key:
+            return
+        for node, (facts, attributes) in told.items():
+            store.describe(node, facts, attributes)
+        store.finish(key)
 
 
 def _facts(exposures: Sequence[Exposure], records: Mapping[Place, Mapping[str, Any]]) -> list[dict[str, Any]]:
