@@ -10,7 +10,7 @@ OWN = $(shell $(BIN)/python -c 'import sys; print("{}.{}".format(*sys.version_in
 # Modules and classes stay whole, for what their tests share is slow to make.
 QUICK = -m "not slow" -p no:benchmark --numprocesses 2 --dist loadscope
 
-.PHONY: demo test test-pythons test-lowest test-jwst lint docs pictures notebooks dist fuzz bench clean
+.PHONY: demo test test-pythons test-lowest test-jwst lint docs pictures notebooks dist fuzz chaos soak bench clean
 
 demo: $(VENV)/.ready
 	$(BIN)/skylevel demo
@@ -75,6 +75,14 @@ dist: $(VENV)/.ready
 # Readers against damaged files, for ten minutes.
 fuzz: $(VENV)/.ready
 	SKYLEVEL_FUZZ_SECONDS=600 $(BIN)/python -m pytest tests/test_fuzz.py
+
+# A hundred rounds of kill -9, of client, workers and scheduler.
+chaos: $(VENV)/.ready
+	SKYLEVEL_CHAOS_ROUNDS=100 $(BIN)/python -m pytest tests/test_chaos.py -k killed
+
+# Two thousand exposures, with workers killed: whether memory stays.
+soak: $(VENV)/.ready
+	SKYLEVEL_SOAK_EXPOSURES=2000 $(BIN)/python -m pytest tests/test_chaos.py -k soak
 
 bench: $(VENV)/.ready
 	$(BIN)/python benchmarks/run.py

@@ -1,10 +1,16 @@
-"""Everything that is timed: writes speed.md and scale.md beside this file. ``--quick`` for a fast, rougher pass."""
+"""Everything that is measured: writes quality.md, speed.md and scale.md beside this file.
+
+``--quick`` for a fast, rougher pass.
+"""
 
 import argparse
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+import quality
 import scale
 import speed
 from racing import HERE, Contender, machine
@@ -13,9 +19,12 @@ HOW = """Written by `python benchmarks/run.py{flags}` (`make bench`), in {minute
 
 {about}
 
-How to run: `make bench`, or `python benchmarks/run.py --quick` for fewer rounds, with `--only speed` or `--only scale`
-for one page. Nothing here passes or fails: these are reports, and a limit that is missed says so.
+How to run: `make bench`, or `python benchmarks/run.py --quick` for fewer rounds, with `--only quality`, `--only speed`
+or `--only scale` for one page. Nothing here passes or fails: these are reports, and a limit that is missed says so.
 """
+
+QUALITY = """How far levelled frames are from the truth, on scenes that anyone can draw again; the other tools are what
+pip installs. `SKYLEVEL_BENCH_JWST_PYTHON` names a Python that has the package jwst, where this one has not."""
 
 SPEED = """One thread: OMP, OpenBLAS and MKL are held to one. Every contender is a process of its own, prepared before
 it is timed, and they run in turns (A B A B), so that what else the machine does falls on all of them; times are medians
@@ -31,20 +40,28 @@ processes stands beside them. Every scheduler, worker and client listens on the 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer rounds and smaller programs")
-    parser.add_argument("--only", choices=("speed", "scale"))
+    parser.add_argument("--only", choices=("quality", "speed", "scale"))
     chosen = parser.parse_args()
+    if chosen.only in (None, "quality"):
+        write_page("quality", lambda: quality.report(quick=chosen.quick), QUALITY, chosen)
+    if chosen.only == "quality":
+        return
     with tempfile.TemporaryDirectory(prefix="skylevel-bench-") as name:
         bench = speed.Bench(Path(name), chosen.quick)
-        with Contender("contenders.inputs", "write", name) as inputs:
+        with Contender("contenders.inputs", "write", name, "small" if chosen.quick else "all") as inputs:
             inputs.run()
         for page, module, about in (("speed", speed, SPEED), ("scale", scale, SCALE)):
             if chosen.only in (None, page):
-                start = time.monotonic()
-                text = module.report(bench)
-                flags = (" --quick" if chosen.quick else "") + (f" --only {chosen.only}" if chosen.only else "")
-                minutes = (time.monotonic() - start) / 60
-                head = HOW.format(flags=flags, minutes=minutes, machine=machine(), about=about)
-                (HERE / f"{page}.md").write_text(f"# {page.capitalize()}\n\n{head}\n{text}\n")
+                write_page(page, partial(module.report, bench), about, chosen)
+
+
+def write_page(page: str, report: Callable[[], str], about: str, chosen: argparse.Namespace) -> None:
+    start = time.monotonic()
+    text = report()
+    flags = (" --quick" if chosen.quick else "") + (f" --only {chosen.only}" if chosen.only else "")
+    minutes = (time.monotonic() - start) / 60
+    head = HOW.format(flags=flags, minutes=minutes, machine=machine(), about=about)
+    (HERE / f"{page}.md").write_text(f"# {page.capitalize()}\n\n{head}\n{text}\n")
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from skylevel.kernels.amplifiers import Grid, amplifier_layout
-from skylevel.kernels.large_sources import find_large_sources, spline_rms
-from skylevel.kernels.sky import SkyPrior, coarse_model
+from skylevel.kernels.large_sources import LargeSources, find_large_sources, spline_rms
+from skylevel.kernels.sky import CoarseCells, Priors, SkyPrior, coarse_model
 from skylevel.kernels.streams import StreamNoise
 
 NOISE = StreamNoise(4e-6, 1e-6, 1.0)
@@ -18,9 +18,8 @@ def model():
 
 def find(model, cells, weights=None):
     weights = np.full(cells.shape, 16 * 64 / 0.02**2) if weights is None else weights
-    return find_large_sources(
-        model, cells, weights, noise=NOISE, prior=SkyPrior(), level=0.5, threshold=2.5, n_blocks=6, rounds=4
-    )
+    priors = Priors(NOISE, SkyPrior(), 0.5)
+    return find_large_sources(model, CoarseCells(cells, weights), priors, sought=LargeSources(2.5, 128, 6), rounds=4)
 
 
 def flat(model, seed=1):

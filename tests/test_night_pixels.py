@@ -7,15 +7,20 @@ from hypothesis import strategies as st
 
 from scenes import RGGB, XTRANS, make_mosaic
 from skylevel.errors import NoBackgroundError, ShapeError
-from skylevel.kernels.night_pixels import divisor_of, level_pixels
+from skylevel.kernels.night_pixels import Levelling, divisor_of, level_pixels
 from skylevel.kernels.night_sky import Grid, Surface, mesh_of
 from skylevel.kernels.pattern import ColorPattern
 
-FLAT = {"norms": [1.0, 1.0, 1.0]}
+UNITY = [1.0, 1.0, 1.0]
 
 
 def letters_of(pattern):
     return ColorPattern.of(pattern)
+
+
+def levelled(mosaic, pattern, table, *, shape, origin=(0, 0), divisor=None, norms=UNITY, pedestal=0.0):
+    how = Levelling(table, divisor, norms, pedestal)
+    return level_pixels(mosaic, letters_of(pattern), how, origin=origin, shape=shape)
 
 
 def tables(seed=0, level=1000.0):
@@ -35,7 +40,7 @@ def surfaces_at_own_pixels(table, pattern, shape):
 @pytest.mark.parametrize("shape", [(100, 130), (97, 131), (1, 1), (5, 3)])
 def test_each_channels_background_is_subtracted_at_its_own_pixels(pattern, shape):
     mosaic, table = make_mosaic(shape, stars=0, hot=0), tables()
-    found = level_pixels(mosaic, letters_of(pattern), table, **FLAT, shape=shape)
+    found = levelled(mosaic, pattern, table, shape=shape)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, mosaic - surfaces_at_own_pixels(table, pattern, shape), atol=1e-3)
 
@@ -43,8 +48,8 @@ def test_each_channels_background_is_subtracted_at_its_own_pixels(pattern, shape
 def test_norms_and_the_pedestal_come_last():
     shape, table = (60, 70), tables()
     mosaic = make_mosaic(shape, stars=0)
-    plain = level_pixels(mosaic, letters_of(RGGB), table, **FLAT, shape=shape)
-    found = level_pixels(mosaic, letters_of(RGGB), table, norms=[2.0, 1.0, 3.0], pedestal=50.0, shape=shape)
+    plain = levelled(mosaic, RGGB, table, shape=shape)
+    found = levelled(mosaic, RGGB, table, norms=[2.0, 1.0, 3.0], pedestal=50.0, shape=shape)
     np.testing.assert_allclose(found[::2, ::2], 2 * plain[::2, ::2] + 50, rtol=1e-5, atol=1e-3)
     np.testing.assert_allclose(found[1::2, 1::2], 3 * plain[1::2, 1::2] + 50, rtol=1e-5, atol=1e-3)
 
@@ -55,13 +60,13 @@ def test_division_makes_the_same_star_as_bright_anywhere():
     divisor = divisor_of(table, grid, black_level=100.0)
     share = surfaces_at_own_pixels(divisor, RGGB, grid.shape)
     assert [mesh_of(one, grid).max() for one in divisor] == pytest.approx([1.0, 1.0, 1.0])
-    found = level_pixels(background + 500 * share, letters_of(RGGB), table, divisor=divisor, **FLAT, shape=grid.shape)
+    found = levelled(background + 500 * share, RGGB, table, divisor=divisor, shape=grid.shape)
     np.testing.assert_allclose(found, 500.0, atol=0.01)
 
 
 def test_a_divisor_is_nowhere_near_nothing():
     dark = np.zeros((3, 1, 1), np.float32)
-    found = level_pixels(np.full((6, 6), 7.0), letters_of(RGGB), dark, divisor=dark, **FLAT, shape=(6, 6))
+    found = levelled(np.full((6, 6), 7.0), RGGB, dark, divisor=dark, shape=(6, 6))
     np.testing.assert_allclose(found, 140.0)
 
 
@@ -70,28 +75,28 @@ def test_any_tile_has_the_frames_bits(data):
     pattern, shape = data.draw(st.sampled_from([RGGB, XTRANS])), (90, 101)
     mosaic, table, divisor = make_mosaic(shape), tables(), tables(1, 1.0) / 100 + tables(1, 1.0)
     settings = {"divisor": divisor, "norms": [1.3, 1.0, 1.2], "pedestal": 5.0, "shape": shape}
-    whole = level_pixels(mosaic, letters_of(pattern), table, **settings)
+    whole = levelled(mosaic, pattern, table, **settings)
     (top, bottom), (left, right) = (
         sorted(data.draw(st.lists(st.integers(0, n), min_size=2, max_size=2))) for n in shape
     )
-    tile = level_pixels(mosaic[top:bottom, left:right], letters_of(pattern), table, origin=(top, left), **settings)
+    tile = levelled(mosaic[top:bottom, left:right], pattern, table, origin=(top, left), **settings)
     np.testing.assert_array_equal(tile, whole[top:bottom, left:right])
 
 
 def test_inputs_are_not_modified():
     mosaic, table = make_mosaic((40, 40)), tables()
     before = mosaic.copy(), table.copy()
-    level_pixels(mosaic, letters_of(RGGB), table, divisor=table, **FLAT, shape=(40, 40))
+    levelled(mosaic, RGGB, table, divisor=table, shape=(40, 40))
     np.testing.assert_array_equal(mosaic, before[0])
     np.testing.assert_array_equal(table, before[1])
 
 
 def test_what_does_not_belong_together_is_refused():
     mosaic, table = make_mosaic((40, 40)), tables()
-    for wrong in ({"norms": [1.0]}, {**FLAT, "divisor": table[:2]}):
+    for wrong in ({"norms": [1.0]}, {"divisor": table[:2]}):
         with pytest.raises(ShapeError):
-            level_pixels(mosaic, letters_of(RGGB), table, shape=(40, 40), **wrong)
+            levelled(mosaic, RGGB, table, shape=(40, 40), **wrong)
     with pytest.raises(ShapeError):
-        level_pixels(mosaic, letters_of(RGGB), table[:2], **FLAT, shape=(40, 40))
+        levelled(mosaic, RGGB, table[:2], shape=(40, 40))
     with pytest.raises(NoBackgroundError, match="black level"):
         divisor_of(table, Grid((40, 40), (10, 10)), black_level=5000.0)

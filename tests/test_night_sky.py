@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from scenes import RGGB, XTRANS, make_mosaic, make_mosaic_sky
 from skylevel.errors import NoBackgroundError, SettingsError, ShapeError
 from skylevel.kernels.night_sky import (
+    Fitting,
     Grid,
     Surface,
     chebyshev,
@@ -18,7 +19,7 @@ from skylevel.kernels.night_sky import (
     mesh_of,
     solve_positive,
 )
-from skylevel.kernels.own_boxes import OwnBoxes, measure_boxes
+from skylevel.kernels.own_boxes import LEVEL_ERROR, OwnBoxes, measure_boxes
 from skylevel.kernels.pattern import ColorPattern
 from skylevel.kernels.tile import Tile
 
@@ -32,7 +33,7 @@ def grid_of(shape, side=SIDE):
 def background_of(mosaic, pattern=RGGB, side=SIDE, **settings):
     letters = ColorPattern.of(pattern)
     boxes = measure_boxes(Tile.whole(mosaic), letters, box_size=(side, side))
-    return fit_background(boxes, grid_of(mosaic.shape, side), **settings)
+    return fit_background(boxes, grid_of(mosaic.shape, side), Fitting(**settings))
 
 
 def surface_of(coefficients, shape):
@@ -51,7 +52,7 @@ def errors_of(found, pattern, shape):
 def make_boxes(sky, *, noise=1.0, n_good=500, seed=0):
     """Boxes of one channel whose levels have an error of `noise`."""
     rng = np.random.default_rng(seed)
-    rms = np.full(sky.shape, noise * np.sqrt(n_good) / 1.2533, np.float32)
+    rms = np.full(sky.shape, noise * np.sqrt(n_good) / LEVEL_ERROR, np.float32)
     level = (sky + rng.normal(scale=noise, size=sky.shape)).astype(np.float32)
     return OwnBoxes(*(field[None] for field in (level, rms, np.full(sky.shape, n_good, np.float32))))
 
@@ -117,11 +118,11 @@ def test_stiffness_and_degree_hold_the_surface():
     grid = grid_of((2000, 3000), 48)
     v, u = axes_of(grid)
     waves = make_boxes(1000 + 20 * np.cos(6 * u) * np.cos(5 * v), noise=0.1)
-    free = fit_background(waves, grid, degree=14, stiffness=0.0)
-    plane = fit_background(waves, grid, degree=1)
+    free = fit_background(waves, grid, Fitting(degree=14, stiffness=0.0))
+    plane = fit_background(waves, grid, Fitting(degree=1))
     assert plane.coefficients.shape == (1, 2, 2)
     assert free.residual_rms[0] < 1.0 < plane.residual_rms[0]
-    held = [np.abs(fit_background(waves, grid, stiffness=s).coefficients[0, 7:]).sum() for s in (0.1, 1e3)]
+    held = [np.abs(fit_background(waves, grid, Fitting(stiffness=s)).coefficients[0, 7:]).sum() for s in (0.1, 1e3)]
     assert held[1] < 0.2 * held[0]
 
 
@@ -208,7 +209,7 @@ def test_a_positive_system_is_solved(n, seed):
     np.testing.assert_allclose(solve_positive(matrix, matrix @ solution), solution, atol=1e-8)
 
 
-def test_an_error_is_that_of_a_median():
+def test_an_error_is_that_of_a_level():
     boxes = make_boxes(np.full((3, 4), 100.0), noise=2.0)
     boxes.n_good[0, 1, 1] = 0
     error = level_error(boxes)
@@ -220,8 +221,9 @@ def test_an_error_is_that_of_a_median():
 def test_a_constant_added_moves_only_the_constant(seed, constant):
     grid = grid_of((600, 700))
     boxes = make_boxes(steep_sky(grid), seed=seed)
-    before = fit_background(boxes, grid, tolerance=0.0)
-    after = fit_background(boxes._replace(level=boxes.level + np.float32(constant)), grid, tolerance=0.0)
+    exact = Fitting(tolerance=0.0)
+    before = fit_background(boxes, grid, exact)
+    after = fit_background(boxes._replace(level=boxes.level + np.float32(constant)), grid, exact)
     np.testing.assert_allclose(after.background, before.background + constant, atol=0.1)
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from reference import tiled
 from scenes import GRBG, RGGB, XTRANS, make_mosaic, make_mosaic_sky
-from skylevel.kernels.own_boxes import OwnBoxes, measure_boxes
+from skylevel.kernels.own_boxes import LEVEL_ERROR, OwnBoxes, measure_boxes
 from skylevel.kernels.pattern import ColorPattern
 from skylevel.kernels.tile import Tile
 
@@ -58,7 +58,7 @@ def test_levels_and_errors_are_those_of_the_sky():
     for c, own in enumerate([np.s_[::2, ::2], None, np.s_[1::2, 1::2]]):
         if own is not None:
             truth = sky[own].reshape(20, 24, 20, 24).mean(axis=(1, 3))
-            deviation = (found.level[c] - truth) / (1.2533 * found.rms[c] / np.sqrt(found.n_good[c]))
+            deviation = (found.level[c] - truth) / (LEVEL_ERROR * found.rms[c] / np.sqrt(found.n_good[c]))
             assert 0.85 < deviation.std() < 1.15
             assert abs(deviation.mean()) < 0.25
 

@@ -6,8 +6,11 @@ from numpy.polynomial import legendre
 
 from skylevel.kernels.amplifiers import Grid, amplifier_layout
 from skylevel.kernels.sky import (
+    CoarseCells,
+    Priors,
     SkyInformation,
     SkyPrior,
+    Splines,
     coarse_model,
     shape_posterior,
     sky_posterior,
@@ -55,9 +58,8 @@ def test_sky_and_large_sources_are_found_where_there_are_no_stripes():
     light = m.sky(true_sky) + m.sources(everywhere)
     cells = light.reshape(32, 16, 32, 2).mean(axis=(1, 3)).astype(float)
     weights = np.full(cells.shape, 1e8)
-    fit = solve_coarse(
-        m, cells, weights, noise=QUIET, prior=SkyPrior(), level=0.5, nodes=nodes, node_rms=np.full(heights.size, 1.0)
-    )
+    splines = Splines(nodes, np.full(heights.size, 1.0))
+    fit = solve_coarse(m, CoarseCells(cells, weights), Priors(QUIET, SkyPrior(), 0.5), splines=splines)
     np.testing.assert_allclose(fit.sky, true_sky, atol=2e-5)
     np.testing.assert_allclose(fit.nodes, heights, atol=2e-3)
     np.testing.assert_allclose(fit.fit, cells, atol=1e-4)
@@ -69,7 +71,7 @@ def test_slow_stripes_are_told_from_a_sky_along_x():
     slow = np.cumsum(rng.normal(size=(32, 4)), axis=0) * 1e-3
     sky = m.sky(np.r_[0.5, 0.01, np.zeros(len(m.terms) - 2)])
     cells = sky.reshape(32, 16, 32, 2).mean(axis=(1, 3)) + np.repeat(slow, 8, axis=1)
-    fit = solve_coarse(m, cells, np.full(cells.shape, 1e8), noise=LOUD, prior=SkyPrior(), level=0.5)
+    fit = solve_coarse(m, CoarseCells(cells, np.full(cells.shape, 1e8)), Priors(LOUD, SkyPrior(), 0.5))
     assert fit.sky[m.terms.index((1, 0))] == pytest.approx(0.01, abs=5e-4)
     rest = fit.slow - slow
     assert (rest - rest.mean()).std() < 0.5 * slow.std()
@@ -79,7 +81,7 @@ def test_a_known_shape_is_kept():
     m = model()
     shape = np.linspace(-0.01, 0.01, len(m.terms) - 1)
     cells = np.full((32, 32), 0.7)
-    fit = solve_coarse(m, cells, np.full(cells.shape, 1e6), noise=LOUD, prior=SkyPrior(), level=0.5, shape=shape)
+    fit = solve_coarse(m, CoarseCells(cells, np.full(cells.shape, 1e6)), Priors(LOUD, SkyPrior(), 0.5), shape=shape)
     np.testing.assert_array_equal(fit.sky[1:], shape)
     assert fit.sky[0] == pytest.approx(0.7, abs=0.02)
 

@@ -9,6 +9,7 @@ from scipy import fft, linalg
 from skylevel.kernels.streams import (
     LAGS,
     StreamNoise,
+    StripePrior,
     block_precision,
     estimate_noise,
     from_time,
@@ -77,7 +78,7 @@ def test_strength_and_slope_are_found(exponent):
     found = []
     for seed in range(6):
         scatter = lag_scatter(*levels(seed, exponent), white_noise=WHITE, enough=300)
-        found.append(estimate_noise(scatter, slots=16, white_noise=WHITE, exponent=1.0, exponent_rms=0.3, gate=2.0))
+        found.append(estimate_noise(scatter, slots=16, white_noise=WHITE, prior=StripePrior(1.0, 0.3, 2.0)))
     mean = np.mean(found, axis=0)
     assert mean[2] == pytest.approx(exponent, abs=0.12)
     for value, truth in ((mean[0], 3e-3**2), (mean[1], 1.5e-3**2)):
@@ -87,7 +88,7 @@ def test_strength_and_slope_are_found(exponent):
 def test_white_noise_is_taken_for_none():
     level, count = levels(3, common=0, own=0)
     scatter = lag_scatter(level, count, white_noise=WHITE, enough=300)
-    noise = estimate_noise(scatter, slots=16, white_noise=WHITE, exponent=1.0, exponent_rms=0.2, gate=2.0)
+    noise = estimate_noise(scatter, slots=16, white_noise=WHITE, prior=StripePrior(1.0, 0.2, 2.0))
     assert noise.common < 1e-6 * WHITE**2
     assert noise.own < 1e-6 * WHITE**2
 
@@ -97,7 +98,7 @@ def test_rows_with_few_pixels_are_not_compared():
     count[:] = 10
     scatter = lag_scatter(level, count, white_noise=WHITE, enough=300)
     assert np.isnan(scatter.common).all()
-    noise = estimate_noise(scatter, slots=16, white_noise=WHITE, exponent=1.1, exponent_rms=0.2, gate=2.0)
+    noise = estimate_noise(scatter, slots=16, white_noise=WHITE, prior=StripePrior(1.1, 0.2, 2.0))
     assert noise == (noise.common, noise.common, 1.1)
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from skylevel.errors import NoBackgroundError, SettingsError, ShapeError
-from skylevel.kernels.night_sky import Grid, fit_background, mesh_of
-from skylevel.kernels.own_boxes import OwnBoxes
+from skylevel.kernels.night_sky import Fitting, Grid, fit_background, mesh_of
+from skylevel.kernels.own_boxes import LEVEL_ERROR, OwnBoxes
 from skylevel.kernels.vignetting import solve_night
 
 GRID = Grid((2000, 3000), (48, 48))
@@ -37,7 +37,7 @@ def make_frame(hour, light=0.0, *, noise=1.2, n_good=500.0, seed=0):
     """Boxes of two channels, the second of half the sky and light."""
     rng = np.random.default_rng([seed, round(1000 * hour)])
     level = np.stack([sky(hour) + light, sky(hour, 750.0) + light / 2])
-    rms = np.full(level.shape, noise * np.sqrt(n_good) / 1.2533, np.float32)
+    rms = np.full(level.shape, noise * np.sqrt(n_good) / LEVEL_ERROR, np.float32)
     level += rng.normal(scale=noise, size=level.shape)
     return OwnBoxes(level.astype(np.float32), rms, np.full(level.shape, n_good, np.float32))
 
@@ -163,7 +163,7 @@ def test_what_is_no_night_is_refused():
     with pytest.raises(ShapeError):
         solve_night([frame], Grid((100, 100), (48, 48)))
     with pytest.raises(SettingsError, match="degree"):
-        solve_night([frame], GRID, own_degree=-1)
+        solve_night([frame], GRID, Fitting(degree=-1))
     frame.level[:] = np.nan
     with pytest.raises(NoBackgroundError):
         solve_night([frame, make_frame(0.1)], GRID)

@@ -1,6 +1,6 @@
 """A third job, as somebody might add one: from each exposure its median is subtracted, or that of all of its group."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -35,8 +35,15 @@ class MedianJob:
     kind = "jwst"
     variable = "sci"
     products: ClassVar[Mapping[str, Product]] = {"levelled": Product("{stem}_median.fits", write_levelled)}
-    bytes_per_pixel = 12
-    stored_bytes_per_pixel = 0.0
+
+    def variables(self, recipe: Median) -> tuple[str, ...]:
+        return (self.variable,)
+
+    def bytes_per_pixel(self, recipe: Median) -> float:
+        return 12
+
+    def stored_bytes_per_pixel(self, recipe: Median) -> float:
+        return 0
 
     def copied_bytes(self, size: int, facts: Facts, layout: str) -> int:
         return 0
@@ -68,6 +75,9 @@ class MedianJob:
 
     def metrics(self, estimate: xr.Dataset) -> dict[str, Any]:
         return {}
+
+    def advice(self, metrics: Sequence[Mapping[str, Any]], recipe: Median) -> str:
+        return ""
 
     def group(self, recipe: Median, facts: Facts) -> str | None:
         return "everyone" if recipe.together else None

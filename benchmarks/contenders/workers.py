@@ -9,14 +9,14 @@ from distributed import Client, LocalCluster
 
 def timed_in_worker(function: str, arguments: tuple[str, ...]) -> dict[str, float]:
     """Runs in the worker, which alone imports the kernels."""
-    from contender import timed  # noqa: PLC0415
+    from contender import timed
 
     return timed(_prepared(function, arguments))
 
 
 @functools.cache
 def _prepared(function: str, arguments: tuple[str, ...]) -> Callable[[], Any]:
-    from contenders import kernels  # noqa: PLC0415
+    from contenders import kernels
 
     return getattr(kernels, function)(*arguments)
 
@@ -34,7 +34,7 @@ def returning(function: str, *arguments: str) -> Callable[[], dict[str, float]]:
 
 
 def _return_memory() -> None:
-    from contenders import return_memory  # noqa: PLC0415
+    from contenders import return_memory
 
     return_memory.here()
 

@@ -114,6 +114,7 @@ def _where_options(function: Callable[..., int]) -> Callable[..., int]:
 @click.option("--overwrite", is_flag=True, help="Do again what is done.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
 @click.option("--partition", metavar="I/N", help="Do only the I-th of N shares, in this process: for job arrays.")
+@click.option("--no-report", is_flag=True, help="Write no report.html at the end.")
 @_where_options
 def run(inputs: tuple[str, ...], output: str, **options: Any) -> int:
     """Level every INPUT: files, folders, globs, associations (*_asn.json), @list.txt, URLs."""
@@ -136,7 +137,10 @@ def run(inputs: tuple[str, ...], output: str, **options: Any) -> int:
             target = Target(cluster=options["cluster"], workers=options["workers"])
             result = run_plan(plan, output, target=target, overwrite=options["overwrite"], progress=progress)
         write_associations(inputs, plan, output, result.failed)
-    return _print_result(result)
+    code = _print_result(result)
+    if not options["no_report"]:
+        _report(result, share)
+    return code
 
 
 @commands.command()
@@ -167,6 +171,16 @@ def status(output: str) -> int:
 
 
 @commands.command()
+@_output_argument
+def report(output: str) -> int:
+    """Write OUTPUT/report.html, a page on what was run and how it went, from the store alone."""
+    from skylevel.report import write_report
+
+    console.print(write_report(output), markup=False)
+    return 0
+
+
+@commands.command()
 @click.argument("recipe", callback=_known_recipe, metavar="rows|channels")
 @click.option("--preset", default="notebook", show_default=True, metavar="NAME")
 def config(recipe: str, preset: str) -> int:
@@ -192,7 +206,8 @@ def demo(output: str, cluster: str, workers: int | None, quiet: bool) -> int:
     if not result.failed:
         console.print("\nRMS of the stripes and of the sky's gradient against the truth, before and after:\n")
         console.print(summary(measure_levels(program, levelled)), markup=False)
-        console.print(f"\nLook again with: {sys.argv[0]} status {levelled}", markup=False)
+        console.print(f"\nLook again with: {sys.argv[0]} status {levelled}; its page shows it:", markup=False)
+    _report(result)
     return code
 
 
@@ -338,6 +353,20 @@ def _print_plan(plan: "list[Exposure]", output: str) -> int:
     return 0
 
 
+def _report(result: "ProgramResult", share: tuple[int, int] | None = None) -> None:
+    """Write a run's report; of shares the last one does, and without work the earlier one stands. It fails no run."""
+    from skylevel.program.view import program_status
+    from skylevel.report import has_report, write_report
+
+    try:
+        if share and any(exposure.state == "left" for exposure in program_status(result.output)):
+            return
+        earlier = None if result.done or result.failed else has_report(result.output)
+        console.print(f"report   {earlier or write_report(result.output)}", markup=False)
+    except SkylevelError as error:
+        errors.print(f"no report: {error}", markup=False)
+
+
 def _print_result(result: "ProgramResult") -> int:
     """Print the final table: done, failed with reasons, where the files are."""
     before = [("done before", str(len(result.skipped)))] if result.skipped else []
@@ -345,6 +374,8 @@ def _print_result(result: "ProgramResult") -> int:
     took = [("work", _work(result))] if result.done else []
     where = [("outputs", result.output), ("store", result.store)]
     _print_columns([("done", done), *before, ("failed", failed), *took, *where])
+    for advice in result.advice:
+        console.print(advice, markup=False)
     for reason in result.failed.values():
         errors.print(f"failed: {reason}", markup=False)
     return FAILED if result.failed else 0

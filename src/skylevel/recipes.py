@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypedDict, Unpack
 
 from skylevel.errors import SettingsError
@@ -28,8 +29,10 @@ NOTEBOOK_NORMS = {"R": 1.34, "G": 1.0, "B": 1.25}
 Decides = Literal["mask", "measurement", "group", "levelled", "product"]
 
 ROWS_NOTEBOOK = "notebook: JWST NIRCam row-by-row background subtraction (Hsieh 2024)"
+STREAMS = "own: rows as time streams beside sky and large sources"
 PHOTUTILS_DEFAULT = "photutils Background2D's default, as in the notebook"
 CHANNELS_NOTEBOOK = "notebook: Background subtraction of camera raw frames"
+SMOOTH_SCENES = "tuned on scenes of known truth, benchmarks/night_scenes.py"
 
 
 class Allowed(TypedDict, total=False):
@@ -41,6 +44,9 @@ class Allowed(TypedDict, total=False):
     odd: bool
     choices: tuple[str, ...]
 
+
+# Between a mask's path and the digest of its content.
+_DIGEST_MARK, _DIGEST_LENGTH = "#sha256:", 32
 
 _ANYTHING: Allowed = {"low": -math.inf, "high": math.inf, "above": -math.inf, "odd": False, "choices": ()}
 
@@ -111,14 +117,23 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rows(Recipe):
-    """Settings of the row job: the median of each detector row's source-free pixels is subtracted.
+    """Settings of the row job: the level of each detector row is subtracted.
 
     With no argument, the method of the NIRCam notebook.
     """
 
     name: ClassVar[str] = "rows"
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"notebook": {}}
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "notebook": {},
+        "best": {"method": "streams", "dq_flags": 1},
+        "program": {"method": "streams", "dq_flags": 1, "together": True},
+    }
 
+    method: str = field(default="median", metadata=about(
+        "\"median\": from each row the median of its source-free pixels, sky and all, as in the notebook. \"streams\": "
+        "the stripes alone, of each row and amplifier, solved together with a smooth sky and large sources; the sky "
+        "stays.",
+        choices=("median", "streams"), decides="mask", source=ROWS_NOTEBOOK))
     box_size: int = field(default=50, metadata=about(
         "Side of the boxes in which the background is measured.",
         unit="pixel", low=1, decides="mask", source=ROWS_NOTEBOOK))
@@ -126,7 +141,8 @@ class Rows(Recipe):
         "Side of the median filter over the mesh of boxes; 1 is no filter.",
         unit="box", low=1, odd=True, decides="mask", source=ROWS_NOTEBOOK))
     sigma_clip: float = field(default=3.0, metadata=about(
-        "Pixels further than this from their box's median are clipped (at most 10 rounds).",
+        "Pixels further than this from their box's median (method \"median\", at most 10 rounds) or from their "
+        "surroundings (\"streams\") are clipped.",
         unit="standard deviation", above=0.0, decides="mask", source=PHOTUTILS_DEFAULT))
     threshold: float = field(default=2.0, metadata=about(
         "A source stands this far above the background.",
@@ -151,6 +167,51 @@ class Rows(Recipe):
         "Direction of the stripes: from the header's FASTAXIS (rows when unknown), or as said.",
         choices=("auto", "rows", "columns"), decides="measurement",
         source="rows in the notebook; FASTAXIS of JWST headers"))
+    dq_flags: int = field(default=0, metadata=about(
+        "Pixels with any of these DQ flags do not count: the sum of their values, 1 is DO_NOT_USE; 0: flags are not "
+        "looked at.",
+        low=0, high=2.0**32 - 1, decides="mask", source="0 in the notebook; flags of the JWST pipeline"))
+    mask: str = field(default="", metadata=about(
+        "File of a mask of your own: FITS, where pixels that are not 0 do not count; or DS9 regions (.reg), in "
+        "pixels or on the sky, with the extra skylevel[regions]. Workers read it under the same path; its content is "
+        "part of what decides whether something is done again.",
+        decides="mask", source="none in the notebook"))
+    source_threshold: float = field(default=3.5, metadata=about(
+        "Method \"streams\": sources stand this far out of the smoothed image, at scales of 2, 8 and 16 pixels.",
+        unit="standard deviation", above=0.0, decides="mask", source=STREAMS))
+    sky_degree: int = field(default=3, metadata=about(
+        "Method \"streams\": degree of the sky's polynomial.",
+        low=0, high=8, decides="measurement", source=STREAMS))
+    sky_steepness: float = field(default=0.015, metadata=about(
+        "Method \"streams\": the gradient that is expected of a sky, as a part of its level; how steep this one is, is "
+        "read from the data.",
+        above=0.0, high=10.0, decides="measurement", source=STREAMS))
+    large_source_threshold: float = field(default=2.5, metadata=about(
+        "Method \"streams\": a large source's blocks of 64 pixels stand this far above sky and stripes.",
+        unit="standard deviation", above=0.0, decides="measurement", source=STREAMS))
+    large_source_spacing: int = field(default=128, metadata=about(
+        "Method \"streams\": distance of the splines that describe large sources.",
+        unit="pixel", low=64, decides="measurement", source=STREAMS))
+    noise_exponent: float = field(default=1.0, metadata=about(
+        "Method \"streams\": the stripes' power is expected to fall as frequency to minus this.",
+        low=0.4, high=1.8, decides="measurement", source="spacetelescope/jwst#7262; read from the data"))
+    noise_exponent_rms: float = field(default=0.2, metadata=about(
+        "Method \"streams\": by how much that exponent may differ.",
+        above=0.0, decides="measurement", source=STREAMS))
+    stripe_gate: float = field(default=2.0, metadata=about(
+        "Method \"streams\": stripes below this are taken for none, and a frame without stripes is left alone.",
+        unit="standard error", low=0.0, decides="measurement", source=STREAMS))
+    misfit_limit: float = field(default=2.0, metadata=about(
+        "Method \"streams\": where blocks of 64 pixels scatter more than this about sky and large sources, as in a "
+        "nebula, these are not believed, and only what changes from row to row is taken off.",
+        unit="standard deviation", above=0.0, decides="measurement", source=STREAMS))
+    together: bool = field(default=False, metadata=about(
+        "Method \"streams\": exposures of one detector, filter and time span share a sky's shape, and are levelled "
+        "with it; one that disagrees, or is alone, is levelled by itself.",
+        decides="group", source=STREAMS))
+    group_days: float = field(default=10.0, metadata=about(
+        "Length of the time spans within which exposures share a sky; they are counted from MJD 0.",
+        unit="day", above=0.0, decides="group", source=STREAMS))
     n_levels: int = field(default=32, metadata=about(
         "Levels of deblending; only the segmentation product is deblended.",
         low=1, decides="product", source=ROWS_NOTEBOOK))
@@ -159,15 +220,26 @@ class Rows(Recipe):
         low=0.0, high=1.0, decides="product", source=ROWS_NOTEBOOK))  # fmt: skip
 
 
+    def __post_init__(self) -> None:
+        Recipe.__post_init__(self)
+        object.__setattr__(self, "mask", _pinned(self.mask))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Channels(Recipe):
     """Settings of the channel job: a smooth background is subtracted from each colour of a camera raw frame.
 
-    With no argument, the method of the night-sky notebook.
+    With no argument, the method of the night-sky notebook; the preset "best" keeps galaxies and nebulae out of the
+    background, "program" takes a night's frames together as well.
     """
 
     name: ClassVar[str] = "channels"
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"notebook": {}, "planes": {"method": "planes"}}
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "notebook": {},
+        "planes": {"method": "planes"},
+        "best": {"method": "smooth", "box_size": 48},
+        "program": {"method": "smooth", "box_size": 48, "together": True},
+    }
 
     box_size: int = field(default=100, metadata=about(
         "Side of the boxes in which the background is measured, on the mosaic.",
@@ -194,8 +266,39 @@ class Channels(Recipe):
     method: str = field(default="filled", metadata=about(
         "\"filled\": each colour's gaps are filled before its boxes are measured, as in the notebook. "
         "\"planes\": each colour's own pixels alone are measured; faster, and without the pull toward 0 that filling "
-        "gives the frame's edge.",
-        choices=("filled", "planes"), decides="measurement", source=CHANNELS_NOTEBOOK))
+        "gives the frame's edge. \"smooth\": so they are, and one smooth surface is fitted through the boxes' medians, "
+        "with boxes left out that hold light above it: galaxies and nebulae stay. It takes box_size, degree, stiffness "
+        "and rejection; filter_size, sigma_clip, exclude_percentile, kernel_stddev and estimator are the others'.",
+        choices=("filled", "planes", "smooth"), decides="measurement", source=CHANNELS_NOTEBOOK))
+    degree: int = field(default=10, metadata=about(
+        "Degree of the surface in x and y together (method \"smooth\"): what changes within about a tenth of the frame "
+        "is not the sky's.",
+        low=0, high=20, decides="measurement", source=SMOOTH_SCENES))
+    stiffness: float = field(default=1.0, metadata=about(
+        "How strongly the surface is held to be as smooth as most of the frame shows it (method \"smooth\"): 0 leaves "
+        "it free up to its degree, 2 allows half as much of its finer parts.",
+        low=0.0, decides="measurement", source=SMOOTH_SCENES))
+    rejection: float = field(default=3.0, metadata=about(
+        "A box this far above the surface, alone or with its neighbours, counts half, and further ones soon nothing "
+        "(method \"smooth\").",
+        unit="standard deviation", above=0.0, decides="measurement", source=SMOOTH_SCENES))
+    black_level: float = field(default=0.0, metadata=about(
+        "What a pixel without light reads, where the file does not tell: raws do, FITS does not. Division and a "
+        "night's vignetting need it (method \"smooth\").",
+        unit="ADU", low=0.0, decides="measurement", source="the camera's, as LibRaw tells it"))
+    together: bool = field(default=False, metadata=about(
+        "Frames of one camera, lens setting, exposure time and night are solved together (method \"smooth\"): the "
+        "vignetting they share, and a gradient of each frame's own.",
+        decides="group", source=SMOOTH_SCENES))
+    disagreement: float = field(default=0.15, metadata=about(
+        "A frame is left to itself if the night's mean and a smooth difference of its own fail to describe more than "
+        "this share of its boxes: clouds, trees, another lens.",
+        low=0.0, high=1.0, decides="group", source=SMOOTH_SCENES))
+    correction: str = field(default="subtract", metadata=about(
+        "\"subtract\": a colour's background is taken off. \"divide\": what is left is then divided by the share of "
+        "light that came there, the night's vignetting, or of a frame alone its own background, 1 at its brightest "
+        "(method \"smooth\"): stars are as bright in the corners.",
+        choices=("subtract", "divide"), decides="levelled", source=SMOOTH_SCENES))
     pedestal: float = field(default=0.0, metadata=about(
         "Added to every pixel last, for programs that cut off negative values.",
         unit="ADU", decides="levelled", source="0 in the notebook"))  # fmt: skip
@@ -213,6 +316,23 @@ def cards_of(attributes: Mapping[str, Any]) -> tuple[list[Card], list[str]]:
         ("SKYHASH", str(attributes.get("skylevel_hash", ""))[:16], "its hash: SHA-256, first 16 digits"),
     ]
     return cards, [f"skylevel {version} {name}: {attributes.get('skylevel_settings', '')}"]
+
+
+def split_mask(reference: str) -> tuple[str, str]:
+    """Return the path of a mask and the digest of its content, from what `Rows.mask` holds."""
+    path, mark, digest = reference.rpartition(_DIGEST_MARK)
+    return (path, digest) if mark else (reference, "")
+
+
+def _pinned(mask: str) -> str:
+    """Return a mask's absolute path with the digest of its content, which so is part of every key."""
+    if not mask or _DIGEST_MARK in mask:
+        return mask
+    try:
+        content = Path(mask).expanduser().read_bytes()
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"rows.mask = {mask!r}: cannot be read: {error}") from error
+    return f"{Path(mask).expanduser().absolute()}{_DIGEST_MARK}{hashlib.sha256(content).hexdigest()[:_DIGEST_LENGTH]}"
 
 
 def canonical_hash(value: Any) -> str:
@@ -263,7 +383,8 @@ def _checked(recipe: str, setting: dataclasses.Field[Any], value: Any) -> Any:
     if setting.type is bool:
         return _boolean(label, value)
     if setting.type is str:
-        return _choice(label, setting.metadata["choices"], value)
+        choices = setting.metadata["choices"]
+        return _choice(label, choices, value) if choices else _text(label, value)
     number = _number(label, setting.metadata, value)
     if setting.type is float:
         return number
@@ -302,6 +423,12 @@ def _boolean(label: str, value: Any) -> bool:
     if isinstance(value, str) and value.lower() in known:
         return known[value.lower()]
     raise SettingsError(f"{label} = {value!r}: needs true or false")
+
+
+def _text(label: str, value: Any) -> str:
+    if not isinstance(value, str) or "\0" in value:
+        raise SettingsError(f"{label} = {value!r}: needs text")
+    return value
 
 
 def _choice(label: str, choices: tuple[str, ...], value: Any) -> str:

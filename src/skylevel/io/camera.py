@@ -130,7 +130,7 @@ def open_raw(path: str | Path) -> xr.Dataset:
 
 
 def peek_raw(path: str | Path) -> tuple[tuple[int, int], dict[str, Any]]:
-    """Return the shape (y, x) of a raw, its camera and its colours, without its pixels.
+    """Return the shape (y, x) of a raw, its camera, its colours and how it was taken, without its pixels.
 
     Raises
     ------
@@ -141,10 +141,10 @@ def peek_raw(path: str | Path) -> tuple[tuple[int, int], dict[str, Any]]:
     read_start(source)
     with _libraw(source) as raw:
         shape = (int(raw.sizes.height), int(raw.sizes.width))
-        channels = _channels(raw)
+        channels, shot = _channels(raw), _shot(raw)
     name = _camera_name(source)
     # The colours count here, not where they stand.
-    facts = {"kind": "camera", "color_filter_array": [channels], "dtype": "uint16"}
+    facts = {"kind": "camera", "color_filter_array": [channels], "dtype": "uint16", **shot}
     return shape, facts | ({"camera": name} if name else {})
 
 

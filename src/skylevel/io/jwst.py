@@ -5,7 +5,9 @@ the photometric ones the other way round):
 
 =========================  ====================================================================================
 instrument .. subarray     INSTRUME, DETECTOR, CHANNEL, MODULE, FILTER, PUPIL, EXP_TYPE, SUBARRAY
-fast_axis, n_outputs       FASTAXIS, NOUTPUTS (int)
+fast_axis, slow_axis       FASTAXIS, SLOWAXIS (int)
+substrt1, substrt2         SUBSTRT1, SUBSTRT2: detector column and row of the first pixel, from 1 (int)
+n_outputs                  NOUTPUTS (int)
 gain_reference             R_GAIN
 program                    PROGRAM
 date_obs, exposure_time    DATE-BEG or DATE-OBS and TIME-OBS (UTC); EFFEXPTM, XPOSURE or EXPTIME (s)
@@ -84,6 +86,9 @@ OBSERVATION_CARDS: dict[str, tuple[type, tuple[str, ...]]] = {
     "exp_type": (str, ("EXP_TYPE",)),
     "subarray": (str, ("SUBARRAY",)),
     "fast_axis": (int, ("FASTAXIS",)),
+    "slow_axis": (int, ("SLOWAXIS",)),
+    "substrt1": (int, ("SUBSTRT1",)),
+    "substrt2": (int, ("SUBSTRT2",)),
     "n_outputs": (int, ("NOUTPUTS",)),
     "gain_reference": (str, ("R_GAIN",)),
     "program": (str, ("PROGRAM",)),
@@ -161,7 +166,7 @@ def peek_of(hdus: Sequence[Hdu], extension: int, source: str) -> tuple[tuple[int
     """Peek at the exposure of a file whose HDUs are known; see `peek_exposure`."""
     image, headers = hdus[extension], [hdus[0].header, hdus[extension].header]
     require_legible(_NEEDED_CARDS, headers, source)
-    attrs = {"kind": "jwst"} | _cards(OBSERVATION_CARDS, headers) | _past(hdus, headers, source)
+    attrs = {"kind": "jwst"} | _cards(OBSERVATION_CARDS, headers) | _date(*headers) | _past(hdus, headers, source)
     attrs["dtype"] = "float64" if image.bits == -64 else "float32"
     return (image.shape[-2], image.shape[-1]), attrs
 
@@ -251,9 +256,7 @@ def _attributes(hdus: Sequence[Hdu], extension: int, path: str) -> dict[str, Any
     require_legible(_NEEDED_CARDS, (hdus[0].header, hdus[extension].header), path)
     attrs: dict[str, Any] = {"unit": "", "sci_extension": extension}
     attrs |= _cards(OBSERVATION_CARDS, (primary, image)) | _cards(PHOTOMETRY_CARDS, (image, primary))
-    date = first_value(("DATE-BEG",), (primary, image)) or _date_and_time(primary)
-    if date:
-        attrs["date_obs"] = str(date)
+    attrs |= _date(primary, image)
     if hdus[extension].is_compressed:
         attrs["compression"] = str(first_value(["ZCMPTYPE"], [hdus[extension].header]))
     attrs |= _past(hdus, (primary, image), path)
@@ -263,6 +266,11 @@ def _attributes(hdus: Sequence[Hdu], extension: int, path: str) -> dict[str, Any
 def _past(hdus: Sequence[Hdu], headers: Sequence[fits.Header], path: str) -> dict[str, Any]:
     tool, resampled = levelled_by(headers), is_resampled(hdus, headers, path)
     return ({"levelled_by": tool} if tool else {}) | ({"resampled": True} if resampled else {})
+
+
+def _date(primary: fits.Header, image: fits.Header) -> dict[str, Any]:
+    date = first_value(("DATE-BEG",), (primary, image)) or _date_and_time(primary)
+    return {"date_obs": str(date)} if date else {}
 
 
 def _date_and_time(header: fits.Header) -> str:

@@ -18,6 +18,12 @@ FORMAT = 2
 
 CHECKSUM_BYTES = 4
 
+# Dimensions of a few places, whatever the frame's size.
+_SMALL_DIMS = {"channel", "amplifier", "term", "part", "lag"}
+
+#: Of a record, the part that only the report asks for: it is ten times as large as the rest.
+PICTURE = "picture"
+
 
 def encode_record(record: Mapping[str, Any]) -> bytes:
     """Return a record of `plain` values as the chunk that stores it."""
@@ -25,8 +31,8 @@ def encode_record(record: Mapping[str, Any]) -> bytes:
     return body + crc32c(body).to_bytes(CHECKSUM_BYTES, "little")
 
 
-def decode_record(chunk: bytes) -> dict[str, Any] | None:
-    """Return the record in a stored chunk; None where it is damaged or of another form."""
+def decode_record(chunk: bytes, *, picture: bool = False) -> dict[str, Any] | None:
+    """Return the record in a stored chunk, with its picture or without; None where it is damaged or of another form."""
     body, checksum = chunk[:-CHECKSUM_BYTES], chunk[-CHECKSUM_BYTES:]
     if crc32c(body).to_bytes(CHECKSUM_BYTES, "little") != checksum:
         return None
@@ -34,7 +40,11 @@ def decode_record(chunk: bytes) -> dict[str, Any] | None:
         record = json.loads(VLenUTF8().decode(body)[0])
     except (ValueError, IndexError, RecursionError):
         return None
-    return record if _is_record(record) else None
+    if not _is_record(record):
+        return None
+    if not picture:
+        record.pop(PICTURE, None)
+    return record
 
 
 def _is_record(record: Any) -> bool:
@@ -45,17 +55,31 @@ def _is_record(record: Any) -> bool:
 
 def small_values(estimate: xr.Dataset) -> dict[str, Any]:
     """Return those variables of an estimate, in memory, that have a value or one a channel, as a record keeps them."""
-    return {str(name): [list(v.dims), v.values, v.dtype.name] for name, v in estimate.items() if is_small(v)}
+    return {str(name): [list(v.dims), v.values, v.dtype.name, v.attrs] for name, v in estimate.items() if is_small(v)}
 
 
 def is_small(variable: xr.DataArray) -> bool:
     """Return whether a measured variable is part of the record, as an array costs files and milliseconds."""
-    return set(variable.dims) <= {"channel"}
+    return set(variable.dims) <= _SMALL_DIMS
 
 
-def small_variable(dims: Sequence[str], values: Any, dtype: str) -> tuple[tuple[str, ...], np.ndarray]:
-    """Return a variable's dimensions and values, from what `small_values` gave of it."""
-    return tuple(dims), np.asarray(values, np.dtype(dtype))
+def small_variable(
+    dims: Sequence[str], values: Any, dtype: str, attrs: Mapping[str, Any] | None = None
+) -> tuple[tuple[str, ...], np.ndarray, dict[str, Any]]:
+    """Return a variable's dimensions, values and attributes, from what `small_values` gave of it."""
+    return tuple(dims), np.asarray(values, np.dtype(dtype)), dict(attrs or {})
+
+
+def stacked_small(records: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Any, ...]]:
+    """Return the small variables that all of some records hold, along `exposure`: dimensions, values, attributes."""
+    kept = [record["small"] for record in records]
+    stacked = {}
+    for name in kept[0]:
+        if all(name in small for small in kept):
+            of_each = [small_variable(*small[name]) for small in kept]
+            dims, _, attrs = of_each[0]
+            stacked[name] = (("exposure", *dims), np.array([values for _, values, _ in of_each]), attrs)
+    return stacked
 
 
 def plain(value: Any) -> Any:

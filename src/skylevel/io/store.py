@@ -12,6 +12,7 @@
         record       (exposure)       the commit record, text, one chunk an exposure, written last
         groups/<id>                   what exposures know together
       plan.json                       the driver's index: every exposure, its recipe, outputs and place
+      described                       the key of what is told of the exposures, written after it
       failed/<name>.json              why an exposure failed, until it succeeds
 
 An exposure's place along `exposure` is the plan's; its task alone writes there. Without its record, or where a stored
@@ -58,6 +59,7 @@ from skylevel.io.records import CHECKSUM_BYTES, FORMAT, decode_record, encode_re
 from skylevel.io.remote import file_system
 
 _GROUPS = "groups"
+_DESCRIBED = "described"
 _NO_PLACE = "not placed: its header could not be read when the run was planned"
 
 
@@ -111,6 +113,8 @@ class ProgramStore:
             For each node, the exposure at each place; empty text where there is none. Other nodes are removed.
         """
         self._remove_other_format()
+        with suppress(FileNotFoundError):
+            self._files.rm_file(f"{self._root}/{_DESCRIBED}")
         for path in self.nodes():
             if path not in names:
                 self._files.rm(f"{self._root}/{path}", recursive=True)
@@ -185,9 +189,15 @@ class ProgramStore:
             if name in node and dict(node[name].attrs) != {**node[name].attrs, **attrs[name]}:
                 node[name].attrs.update(attrs[name])
 
-    def finish(self) -> None:
-        """Gather the metadata of all nodes at the root, where clients look first."""
+    def finish(self, key: str) -> None:
+        """Gather the metadata of all nodes at the root, where clients look first; keep the key of what they tell."""
         self._consolidate()
+        self._write(_DESCRIBED, key.encode())
+
+    def described(self) -> str:
+        """Return the key of what the nodes tell of their exposures; empty where they may not tell all of it."""
+        (found,) = [*self._read_all([f"{self._root}/{_DESCRIBED}"]).values()] or [b""]
+        return found.decode("ascii", "replace")
 
     def nodes(self) -> list[str]:
         """Return the paths of the nodes that hold exposures."""
@@ -261,11 +271,12 @@ class ProgramStore:
         self._write(f"{place.node}/{RECORD}/{place.index}", encode_record(kept))
         return kept
 
-    def read_records(self, places: Iterable[Place]) -> dict[Place, dict[str, Any]]:
-        """Return the commit records that there are and that are sound, by place."""
+    def read_records(self, places: Iterable[Place], *, pictures: bool = False) -> dict[Place, dict[str, Any]]:
+        """Return the commit records that there are and that are sound, by place, with their pictures or without."""
         paths = {place: f"{self._root}/{place.node}/{RECORD}/{place.index}" for place in places}
         chunks = self._read_all(paths.values())
-        records = {place: decode_record(chunks[path]) for place, path in paths.items() if path in chunks}
+        there = {place: chunks[path] for place, path in paths.items() if path in chunks}
+        records = {place: decode_record(chunk, picture=pictures) for place, chunk in there.items()}
         return {place: record for place, record in records.items() if record is not None}
 
     def read_estimate(
@@ -387,7 +398,9 @@ class ProgramStore:
         self._group(f"{node}/{_GROUPS}")
         url = f"{self.url}/{node}/{_GROUPS}/{safe_component(group)}"
         encoding = {name: {"compressors": COMPRESSORS} for name, v in result.items() if v.ndim}
-        result.drop_attrs(deep=False).to_zarr(
+        # Text of one length has no place in the format's specification.
+        texts = {name: value.astype(object) for name, value in result.coords.items() if value.dtype.kind in "UT"}
+        result.assign_coords(texts).drop_attrs(deep=False).to_zarr(
             url, mode="w", consolidated=False, zarr_format=3, encoding=encoding, write_empty_chunks=True
         )
         zarr.open_group(url, mode="r+").attrs["key"] = key

@@ -12,7 +12,10 @@ from skylevel.jobs import Facts, job_for, job_of
 from skylevel.recipes import Recipe
 
 # Attributes of a frame on which the form of its measurement may depend.
-_DECIDE = ("fast_axis", "n_outputs", "subarray", "detector", "color_filter_array", "dtype")
+_DECIDE = (
+    "fast_axis", "slow_axis", "n_outputs", "substrt1", "substrt2", "instrument", "subarray", "detector",
+    "color_filter_array", "dtype",
+)  # fmt: skip
 
 
 def layout_of(recipe: Recipe, facts: Facts) -> Layout:
@@ -48,14 +51,15 @@ def _frozen(value: Any) -> Any:
 
 def _form(estimate: xr.Dataset, arrays: dict[str, ArraySpec], shape: tuple[int, int]) -> str:
     """Return a short text that tells forms apart: the sizes of frame and mesh, direction, channels and other axes."""
-    sizes = {str(dim): n for dim, n in estimate.sizes.items()}
+    sizes = {dim: n for spec in arrays.values() for dim, n in zip(spec.dims, spec.shape, strict=True)}
     parts = [f"{shape[0]}x{shape[1]}"]
-    if {"mesh_y", "mesh_x"} <= sizes.keys():
-        parts.append(f"mesh{sizes['mesh_y']}x{sizes['mesh_x']}")
-    if any(spec.dims == ("x",) for spec in arrays.values()):
+    meshes = sorted(dim[:-2] for dim in sizes if dim.endswith("_y"))
+    parts += [f"{mesh}{sizes[f'{mesh}_y']}x{sizes[f'{mesh}_x']}" for mesh in meshes]
+    if any(spec.dims[:1] == ("x",) for spec in arrays.values()):
         parts.append("columns")
     if "channel" in estimate.coords:
         parts.append("".join(map(str, estimate["channel"].values)))
-    parts += [f"{dim}{sizes[dim]}" for dim in sorted(sizes.keys() - {"y", "x", "mesh_y", "mesh_x", "channel"})]
+    named = {"y", "x", "channel", *(f"{mesh}_{axis}" for mesh in meshes for axis in "yx")}
+    parts += [f"{dim}{sizes[dim]}" for dim in sorted(sizes.keys() - named)]
     parts += sorted({spec.dtype for spec in arrays.values()} & {"float64"})
     return "-".join(parts)

@@ -1,7 +1,8 @@
 """What a job is: the Protocol, and what passes between a job and those who ask it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -58,7 +59,7 @@ class Writing(NamedTuple):
     history: list[str]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Measured:
     """A frame with what was measured of it: what a product is made of.
 
@@ -82,7 +83,11 @@ class Measured:
     writing: Writing
 
     def levelled(self) -> xr.DataArray:
-        """Return the levelled image (y, x)."""
+        """Return the levelled image (y, x), which is made once; not to be modified."""
+        return self._levelled
+
+    @cached_property
+    def _levelled(self) -> xr.DataArray:
         return self.job.subtract(self.frame, self.estimate, self.recipe, self.group)
 
 
@@ -117,18 +122,21 @@ class Job(Protocol):
         Of those frames, what it levels.
     products : mapping of str to Product
         ``levelled``, and what else can be kept.
-    bytes_per_pixel : int
-        Of a worker's memory for a frame, with what is measured and the copy that is written.
-    stored_bytes_per_pixel : float
-        In the store.
     """
 
     recipe: ClassVar[type[Recipe]]
     kind: str
     variable: str
     products: ClassVar[Mapping[str, Product]]
-    bytes_per_pixel: int
-    stored_bytes_per_pixel: float
+
+    def variables(self, recipe: Any) -> tuple[str, ...]:
+        """Return the variables of a frame that are read: the one it levels, and those that count where there are."""
+
+    def bytes_per_pixel(self, recipe: Any) -> float:
+        """Return a worker's memory for a frame, with what is measured and the copy that is written."""
+
+    def stored_bytes_per_pixel(self, recipe: Any) -> float:
+        """Return what the store takes of a frame."""
 
     def copied_bytes(self, size: int, facts: Facts, layout: str) -> int:
         """Return how many bytes of a file of `size` bytes its levelled file keeps as they are."""
@@ -157,6 +165,9 @@ class Job(Protocol):
     def metrics(self, estimate: xr.Dataset) -> dict[str, Any]:
         """Return numbers on what was measured, for the store."""
 
+    def advice(self, metrics: Sequence[Mapping[str, Any]], recipe: Any) -> str:
+        """Return one line on settings that would serve exposures better, by their metrics; empty where none would."""
+
     def group(self, recipe: Any, facts: Facts) -> str | None:
         """Return the name of the group, within its node, with which a frame is combined; None where it is alone."""
 
@@ -172,7 +183,8 @@ class Job(Protocol):
         Returns
         -------
         Dataset
-            Small, without the dimension `exposure`; `subtract` is given it.
+            Small. `subtract` is given it; of what has the dimension `exposure`, the exposure's own value. The
+            attribute ``finding``, where it has one, goes on the line that says that so many were combined.
         """
 
 

@@ -1,21 +1,34 @@
 """The row job: JWST exposures lose the level of each detector row."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import xarray as xr
+from astropy.time import Time
 
 from skylevel.io import jwst
 from skylevel.io.fits import Image, RowBlocks
-from skylevel.jobs.job import Alone, Facts, Measured, Product, Writing, write_levelled
+from skylevel.jobs.job import Facts, Measured, Product, Writing, write_levelled
 from skylevel.jobs.meshes import percentiles, relaxed, write_background
 from skylevel.level.arrays import is_lazy, row_blocks
 from skylevel.level.rows import estimate_rows, segment_rows, subtract_rows
+from skylevel.level.streams import combine_streams
 from skylevel.recipes import Recipe, Rows
 
 # Of a pixel in a levelled file.
 _FITS_BYTES = 4
+
+# Of a header, what exposures that are levelled together have in common beside detector and filter.
+_READOUT = ("pupil", "subarray", "substrt1", "substrt2", "fast_axis", "slow_axis")
+
+# Metrics of an estimate, as the store's records have them, and those of the method "streams" alone.
+_METRICS = ("stripes_before", "stripes_after", "scatter_after", "source_flux", "source_flux_after")
+_OF_STREAMS = (
+    "misfit", "used", "sky_level", "white_noise", "stripes_common", "stripes_own", "stripes_exponent",
+)  # fmt: skip
 
 
 def _write_segmentation(path: Path, measured: Measured) -> None:
@@ -26,7 +39,7 @@ def _write_masked(path: Path, measured: Measured) -> None:
     jwst.write_masked(path, measured.frame, measured.estimate["source_mask"].to_numpy())
 
 
-class RowsJob(Alone):
+class RowsJob:
     """See `skylevel.jobs.job.Job`."""
 
     recipe: ClassVar[type[Recipe]] = Rows
@@ -38,30 +51,39 @@ class RowsJob(Alone):
         "masked": Product("{stem}_masked.fits", _write_masked, 9),
         "background": Product("{stem}_background.fits", write_background, 12),
     }
-    # Image, mask and the copy that is written; rounded up from measurements.
-    bytes_per_pixel = 12
-    # A compressed mask.
-    stored_bytes_per_pixel = 0.5
+
+    def variables(self, recipe: Rows) -> tuple[str, ...]:
+        """Return the image, and its flags where they count."""
+        return (self.variable, "dq") if recipe.dq_flags else (self.variable,)
+
+    def bytes_per_pixel(self, recipe: Rows) -> float:
+        """Image, mask, the copy that is written; and what streams are solved with. Rounded up from measurements."""
+        return (12 if recipe.method == "median" else 40) + (8 if recipe.dq_flags else 0)
+
+    def stored_bytes_per_pixel(self, recipe: Rows) -> float:
+        """Return that of a compressed mask, and of cells."""
+        return 0.5 if recipe.method == "median" else 0.8
 
     def copied_bytes(self, size: int, facts: Facts, layout: str) -> int:
         """All HDUs but the image's, in the full layout."""
         return max(size - _FITS_BYTES * facts.n_pixels, 0) if layout == "full" else 0
 
-    def block_rows(self, recipe: Rows) -> int:
-        """Boxes stay whole."""
-        return recipe.box_size
+    def block_rows(self, recipe: Rows) -> int | None:
+        """Boxes stay whole; streams are solved in one piece."""
+        return recipe.box_size if recipe.method == "median" else None
 
     def describe(self, frame: xr.Dataset) -> str:
-        """Return size and field of view."""
-        return jwst.size_and_field(frame).split(": ", 1)[-1]
+        """Return size and field of view, and what speaks against levelling rows."""
+        size = jwst.size_and_field(frame).split(": ", 1)[-1]
+        return "; ".join([size, *_warnings(frame.attrs)])
 
     def estimate(self, frame: xr.Dataset, recipe: Rows, detection: xr.Dataset | None) -> xr.Dataset:
         """Measure mask and levels."""
         return estimate_rows(frame, recipe, detection=detection)
 
-    def subtract(self, frame: xr.Dataset, estimate: xr.Dataset, recipe: Rows, group: xr.Dataset | None) -> xr.DataArray:  # noqa: ARG002
+    def subtract(self, frame: xr.Dataset, estimate: xr.Dataset, recipe: Rows, group: xr.Dataset | None) -> xr.DataArray:
         """Return the image less its levels."""
-        return subtract_rows(frame, estimate)
+        return subtract_rows(frame, estimate, recipe, group)
 
     def write_levelled(self, path: Path, frame: xr.Dataset, levelled: xr.DataArray, writing: Writing) -> None:
         """Write every HDU of the input, or one; a chunked image row block by row block."""
@@ -71,19 +93,128 @@ class RowsJob(Alone):
         write(path, frame, image, cards=writing.cards, history=writing.history)
 
     def finding(self, estimate: xr.Dataset, recipe: Rows) -> str:
-        """Say how many rows were measured, and how much of the frame sources take."""
+        """Say how many rows were measured, how much of the frame sources take, and what became of the stripes."""
         levels, left = estimate["row_level"], int(estimate["row_level"].isnull().sum())
         what = "rows" if "y" in levels.dims else "columns"
+        n_amplifiers = levels.sizes.get("amplifier", 1)
+        amplifiers = f" of {n_amplifiers} amplifiers" if n_amplifiers > 1 else ""
         kept = f", {left} left as they were" if left else ""
         masked = 100 * float(estimate["source_mask"].mean())
-        remark = relaxed(estimate, recipe.exclude_percentile)
-        return f"measured {levels.size} {what}{kept}; {masked:.1f} % of the pixels in sources{remark}"
+        measured = f"measured {levels.sizes[levels.dims[0]]} {what}{amplifiers}{kept}"
+        sources = f"{masked:.1f} % of the pixels in sources"
+        remark = relaxed(estimate, recipe.exclude_percentile) if recipe.method == "median" else _disbelief(estimate)
+        return "; ".join([measured, sources, *_judgement(estimate)]) + remark
 
     def metrics(self, estimate: xr.Dataset) -> dict[str, Any]:
-        """Return the exclusion that was used, the sources' share, and the levels' scatter."""
+        """Return the sources' share, the levels' scatter, and what tells of stripes, light and sky without a truth."""
+        median = "exclude_percentile" in estimate
+        names = _METRICS if median else (*_METRICS, *_OF_STREAMS)
         return {
-            "exclude_percentile": percentiles(estimate)[0],
+            **({"exclude_percentile": percentiles(estimate)[0]} if median else {}),
+            **({} if median else {"believed": bool(estimate["believed"])}),
             "masked_fraction": float(estimate["source_mask"].mean()),
             "unlevelled": int(estimate["row_level"].isnull().sum()),
             "row_level_std": float(estimate["row_level"].std()),
+            "sky_gradient": _sky_gradient(estimate),
+            **{name: float(estimate[name]) for name in names if name in estimate},
         }
+
+    def advice(self, metrics: Sequence[Mapping[str, Any]], recipe: Rows) -> str:
+        """Suggest what keeps sky and sources, where the median takes them."""
+        if recipe.method != "median" or not metrics:
+            return ""
+        losses = {
+            "light of sources": sum(_lost_light(m) > _LIGHT_LOST for m in metrics),
+            "a gradient of the sky": sum(_number(m, "sky_gradient") > _SKY_LOST for m in metrics),
+        }
+        taken = [f"{what} in {n}" for what, n in losses.items() if n]
+        left = sum(_number(m, "scatter_after") > _STRIPES_LEFT for m in metrics)
+        said = [f"took {' and '.join(taken)}"] if taken else []
+        said += [f"left stripes of single amplifiers in {left}"] if left else []
+        if not said:
+            return ""
+        said_of = f"of {len(metrics)} exposures the rows' medians"
+        return f"{said_of} {' and '.join(said)}: --preset best, or program, does not"
+
+    def group(self, recipe: Rows, facts: Facts) -> str | None:
+        """Return the readout and the time span, where exposures are levelled together; a mosaic is alone."""
+        known = facts.attributes
+        if recipe.method != "streams" or not recipe.together or known.get("resampled"):
+            return None
+        readout = [known.get(name, "") for name in _READOUT]
+        return "-".join(map(str, [*readout, _time_span(str(known.get("date_obs", "")), recipe.group_days)]))
+
+    def combine(self, members: xr.Dataset, recipe: Rows) -> xr.Dataset:
+        """Find the sky that exposures share, and say which of them it is."""
+        sky = combine_streams(members, recipe)
+        agree = sky["member"].values
+        if not agree.any():
+            return sky.assign_attrs(finding=": none agrees with another, each is levelled by itself")
+        names = sky["exposure"].values if "exposure" in sky.coords else np.arange(agree.size)
+        alone = ", ".join(map(str, names[~agree]))
+        left = f"; left to itself: {alone}" if alone else ""
+        slope = 200 * np.hypot(*sky["sky_shape"].values[:2]) if sky.sizes["term"] >= 2 else 0.0
+        finding = f": {agree.sum()} share a sky that changes by {slope:.2f} % across the frame{left}"
+        return sky.assign_attrs(finding=finding)
+
+
+# What is worth a word: a share of the sources' light; a change of the sky's level across the frame; a scatter of
+# rows, over that of their noise.
+_LIGHT_LOST, _SKY_LOST, _STRIPES_LEFT = 0.02, 0.01, 1.3
+_GRADIENT_BOXES = 4
+
+
+def _warnings(header: Mapping[str, Any]) -> list[str]:
+    """Return what speaks against levelling the rows of an exposure."""
+    found = []
+    if header.get("resampled"):
+        found.append("WARNING: put together from other exposures, so that its rows are no detector's rows")
+    if tool := header.get("levelled_by"):
+        found.append(f"levelled before by {tool}")
+    return found
+
+
+def _judgement(estimate: xr.Dataset) -> list[str]:
+    """Return what became of stripes and sources."""
+    found = []
+    before, after = (float(estimate.get(f"stripes_{when}", np.nan)) for when in ("before", "after"))
+    if math.isfinite(before) and math.isfinite(after):
+        found.append(f"stripes from row to row {before:.3g} before, {after:.3g} after")
+    return found
+
+
+def _disbelief(estimate: xr.Dataset) -> str:
+    if bool(estimate["believed"]):
+        return ""
+    misfit = float(estimate["misfit"])
+    return f"; sky and sources fit no model here (misfit {misfit:.3g}): only what changes from row to row was taken off"
+
+
+def _sky_gradient(estimate: xr.Dataset) -> float:
+    """Return how much a plane through the background changes across the frame, as a part of its level."""
+    mesh = np.asarray(estimate["background"].values, np.float64)
+    middle, (n_y, n_x) = abs(float(np.nanmedian(mesh))), mesh.shape
+    if not middle > 0 or min(mesh.shape) < _GRADIENT_BOXES:
+        return 0.0
+    y, x = np.linspace(-0.5, 0.5, n_y), np.linspace(-0.5, 0.5, n_x)
+    along_y, along_x = np.nanmedian(mesh, axis=1), np.nanmedian(mesh, axis=0)
+    slopes = [float((v - v.mean()) @ at / (at @ at)) for v, at in ((along_y, y), (along_x, x))]
+    return math.hypot(*slopes) / middle
+
+
+def _lost_light(metrics: Mapping[str, Any]) -> float:
+    before, after = (_number(metrics, name) for name in ("source_flux", "source_flux_after"))
+    return (before - after) / before if before > 0 else 0.0
+
+
+def _number(metrics: Mapping[str, Any], name: str) -> float:
+    value = metrics.get(name)
+    return float(value) if isinstance(value, int | float) else 0.0
+
+
+def _time_span(date: str, days: float) -> str:
+    """Return the number of the time span in which a date lies; "undated" where it is none."""
+    try:
+        return f"{days:g}d{math.floor(Time(date).mjd / days)}"
+    except ValueError:
+        return "undated"

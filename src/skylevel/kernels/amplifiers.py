@@ -144,6 +144,17 @@ class Grid:
             placed[: image.shape[0], at : at + stop - start] = image[:, start:stop]
         return placed
 
+    def take(self, placed: NDArray[_T]) -> NDArray[_T]:
+        """Return the image's part of an array on the grid: what `place` undoes."""
+        if placed.shape == self.shape:
+            return placed
+        first, width = self.amplifiers.first, self.amplifiers.width
+        parts = []
+        for k, (start, stop) in enumerate(pairwise(self.amplifiers.edges(self.shape[1]))):
+            at = k * self.width + start - (first + k * width)
+            parts.append(placed[: self.shape[0], at : at + stop - start])
+        return np.hstack(parts)
+
     def x(self) -> NDArray[np.float64]:
         """Return the image's x at every column (columns,) of the grid, in pixel."""
         amplifier, inside = np.divmod(np.arange(self.columns), self.width)

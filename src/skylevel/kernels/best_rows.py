@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from skylevel.errors import NoBackgroundError, ShapeError
 from skylevel.kernels.amplifiers import CELL_WIDTH, COARSE_CELLS, COARSE_ROWS, Amplifiers, Grid
 from skylevel.kernels.cells import (
+    Rejection,
     block_level,
     cell_means,
     cells_of_blocks,
@@ -25,12 +26,15 @@ from skylevel.kernels.cells import (
     stretch_rows,
     subtract_cells,
 )
-from skylevel.kernels.large_sources import find_large_sources, spline_rms
+from skylevel.kernels.large_sources import LargeSources, find_large_sources, spline_rms
 from skylevel.kernels.sky import (
     NO_WEIGHT,
+    CoarseCells,
     CoarseFit,
     CoarseModel,
-    SkyPrior,
+    Priors,
+    SkyShape,
+    Splines,
     coarse_model,
     sky_prior,
     solve_coarse,
@@ -38,6 +42,7 @@ from skylevel.kernels.sky import (
 from skylevel.kernels.streams import (
     LagScatter,
     StreamNoise,
+    StripePrior,
     estimate_noise,
     lag_scatter,
     nearest_lags,
@@ -72,6 +77,8 @@ _LOWER_ROUNDS = 2
 # the one before), and steps of conjugate gradients.
 _FIRST_EFFORT, _LAST_EFFORT = (2, 3), (3, 8)
 LAST_STEPS = _LAST_EFFORT[1]
+# Neighbouring rows do not tell the exponent.
+_CERTAIN = 1e-3
 # Levels of rows with less than this part of their pixels are not compared with their neighbours'.
 _LEAST_PIXELS = 0.6
 # Blocks with less than this part of their pixels do not tell whether the model holds.
@@ -109,6 +116,8 @@ class StreamMeasurement:
         Whether the model was used; if not, `level` is the row-to-row part alone.
     used : float
         Part of the good pixels that the cells kept.
+    source_mask : ndarray (y, x) bool or None
+        What stood out of the flat residual; None of a measurement that was stored.
     """
 
     level: Float32
@@ -126,35 +135,43 @@ class StreamMeasurement:
     misfit: float
     believed: bool
     used: float
+    source_mask: Bool | None = None
+
+
+class StreamSettings(NamedTuple):
+    """How an exposure is measured, and its group combined."""
+
+    rejection: Rejection = Rejection()
+    sky: SkyShape = SkyShape()
+    large_sources: LargeSources = LargeSources()
+    stripes: StripePrior = StripePrior()
+    #: Where blocks scatter more than this about the model, only what changes from row to row is taken off.
+    misfit_limit: float = 2.0
 
 
 class _Method(NamedTuple):
     """The settings of a measurement, and what follows from them for one exposure."""
 
+    settings: StreamSettings
     model: CoarseModel
-    prior: SkyPrior
     sky_level: float
     white_noise: float
-    sigma_clip: float
-    source_threshold: float
-    large_threshold: float
-    n_blocks: int
-    min_pixels: int
-    exponent: float
-    exponent_rms: float
-    gate: float
 
     @property
     def grid(self) -> Grid:
         return self.model.grid
 
+    def priors(self, noise: StreamNoise) -> Priors:
+        return Priors(noise, sky_prior(self.settings.sky.steepness), self.sky_level)
+
 
 class _Cells(NamedTuple):
-    """Cells with everything in them, the pixels behind each, and the smooth level of the sky and large sources."""
+    """Cells with everything in them, the pixels behind each, the smooth level of the sky, and the mask of sources."""
 
     mean: Float32
     n_pixels: Float32
     smooth: Float32
+    sources: Bool
 
 
 class _Solution(NamedTuple):
@@ -164,8 +181,7 @@ class _Solution(NamedTuple):
     sky: Float32
     light: Float32
     weight: Float32
-    coarse_cell: Float64
-    coarse_weight: Float64
+    coarse: CoarseCells
     nodes: Bool
     fit: CoarseFit
     scatter: LagScatter
@@ -173,23 +189,15 @@ class _Solution(NamedTuple):
     misfit: float
 
 
+_DEFAULTS = StreamSettings()
+
+
 def measure_streams(
     image: NDArray[np.floating],
     bad: Bool,
     *,
     amplifiers: Amplifiers,
-    sky_degree: int = 3,
-    sky_steepness: float = 0.015,
-    sigma_clip: float = 3.0,
-    source_threshold: float = 3.5,
-    large_threshold: float = 2.5,
-    node_spacing: int = 128,
-    n_blocks: int = 6,
-    min_pixels: int = 6,
-    exponent: float = 1.0,
-    exponent_rms: float = 0.2,
-    gate: float = 2.0,
-    misfit_limit: float = 2.0,
+    settings: StreamSettings = _DEFAULTS,
 ) -> StreamMeasurement:
     """Measure the stripes of one exposure beside its sky and its large sources.
 
@@ -201,29 +209,7 @@ def measure_streams(
         True = excluded. Pixels that are not finite always are.
     amplifiers : Amplifiers
         As `amplifier_layout` gives.
-    sky_degree : int
-        Of the sky's Legendre polynomial, both directions together.
-    sky_steepness : float
-        How large a gradient of the sky is expected, as a part of its level (the rms coefficient of degree 1). How
-        steep this sky is, is read from the data; this says where to begin.
-    sigma_clip : float
-        Pixels further than this many standard deviations from their surroundings are left out.
-    source_threshold : float
-        Sources stand out by this many standard deviations of the smoothed image.
-    large_threshold : float
-        Blocks of 64 pixels stand out by this many standard deviations.
-    node_spacing : int
-        Of the splines that describe large sources, in pixel.
-    n_blocks : int
-        Blocks of 64 pixels that a large source has at least.
-    min_pixels : int
-        Pixels of a cell (of 32) that are enough.
-    exponent, exponent_rms : float
-        The 1/f noise's expected exponent, and by how much it may differ.
-    gate : float
-        Stripes below this many standard errors are taken for none.
-    misfit_limit : float
-        Where blocks scatter more than this about the model, only what changes from row to row is taken off.
+    settings : StreamSettings
 
     Returns
     -------
@@ -248,20 +234,10 @@ def measure_streams(
     data = np.where(good, grid.place(image.astype(np.float32, copy=False), fill=0), np.float32(0))
     sky_level, white_noise = _level_and_noise(data, good)
     method = _Method(
-        model=coarse_model(grid, sky_degree, node_spacing),
-        prior=sky_prior(sky_steepness),
-        sky_level=max(abs(sky_level), _LEAST_SKY * white_noise),
-        white_noise=white_noise,
-        sigma_clip=sigma_clip,
-        source_threshold=source_threshold,
-        large_threshold=large_threshold,
-        n_blocks=n_blocks,
-        min_pixels=min_pixels,
-        exponent=exponent,
-        exponent_rms=exponent_rms,
-        gate=gate,
-    )
-    return _measure(data, good, sky_level, method, misfit_limit)
+        settings, coarse_model(grid, settings.sky.degree, settings.large_sources.spacing),
+        max(abs(sky_level), _LEAST_SKY * white_noise), white_noise,
+    )  # fmt: skip
+    return _measure(data, good, sky_level, method)
 
 
 def _level_and_noise(data: Float32, good: Bool) -> tuple[float, float]:
@@ -276,8 +252,8 @@ def _level_and_noise(data: Float32, good: Bool) -> tuple[float, float]:
     raise NoBackgroundError("no two good pixels stand side by side: there is no row level to measure")
 
 
-def _measure(data: Float32, good: Bool, sky_level: float, method: _Method, misfit_limit: float) -> StreamMeasurement:
-    grid, noise = method.grid, method.white_noise
+def _measure(data: Float32, good: Bool, sky_level: float, method: _Method) -> StreamMeasurement:
+    grid, noise, misfit_limit = method.grid, method.white_noise, method.settings.misfit_limit
     smooth = cells_of_blocks(block_level(data, good, side=_WIDE), (grid.rows, grid.cells))
     rest = subtract_cells(data, smooth, sloping=True)
     streams = _first_streams(rest, good, noise, grid)
@@ -305,17 +281,18 @@ def _of_amplifiers(level: Float32, grid: Grid) -> Float32:
 
 def _measure_cells(rest: Float32, good: Bool, smooth: Float32, streams: Float32, method: _Method) -> _Cells:
     """Mask sources in a residual and average what is left in cells, with what was subtracted put back."""
-    noise = method.white_noise
-    thresholds = (method.source_threshold,) * 3
-    usable = good & ~source_mask(rest, good, noise=noise, thresholds=thresholds, growth=_GROWTH)
+    noise, rejection = method.white_noise, method.settings.rejection
+    thresholds = (rejection.source_threshold,) * 3
+    sources = source_mask(rest, good, noise=noise, thresholds=thresholds, growth=_GROWTH)
+    usable = good & ~sources
     local = cells_of_blocks(block_level(rest, usable, side=_LOCAL), smooth.shape)
     rest = subtract_cells(rest, local, sloping=True)
-    mean, count = cell_means(rest, usable, clip=method.sigma_clip * noise)
-    count[count < method.min_pixels] = 0
+    mean, count = cell_means(rest, usable, clip=rejection.sigma_clip * noise)
+    count[count < rejection.min_pixels] = 0
     if not count.any():
-        few = f"no {CELL_WIDTH} pixels of a row hold {method.min_pixels} of their surroundings' level"
+        few = f"no {CELL_WIDTH} pixels of a row hold {rejection.min_pixels} of their surroundings' level"
         raise NoBackgroundError(few)
-    return _Cells(mean + local + smooth + streams, count, smooth)
+    return _Cells(mean + local + smooth + streams, count, smooth, sources)
 
 
 def _row_levels(values: Float32, count: Float32, grid: Grid) -> tuple[Float32, Float32]:
@@ -357,17 +334,17 @@ def _solve(cells: _Cells, streams: Float32, light: Float32, method: _Method, eff
     slow = _slow(streams, grid)
     rest = cells.mean - (streams - _at_cells(slow, COARSE_ROWS, grid.slots))
     coarse_weight = _coarse_sums(weight, grid)
-    coarse = _coarse_sums(rest * weight, grid) / np.maximum(coarse_weight, NO_WEIGHT)
+    coarse = CoarseCells(_coarse_sums(rest * weight, grid) / np.maximum(coarse_weight, NO_WEIGHT), coarse_weight)
     nodes = find_large_sources(
-        method.model, coarse, coarse_weight, noise=noise, prior=method.prior, level=method.sky_level,
-        threshold=method.large_threshold, n_blocks=method.n_blocks, rounds=_LOWER_ROUNDS,
-    )  # fmt: skip
-    fit, robust = _fit_robustly(coarse, coarse_weight, nodes, noise, method, effort[0])
+        method.model, coarse, method.priors(noise), sought=method.settings.large_sources, rounds=_LOWER_ROUNDS
+    )
+    fit, robust = _fit_robustly(coarse, nodes, noise, method, effort[0])
     sky, light = method.model.sky(fit.sky), method.model.sources(node_heights(nodes, fit.nodes))
     weight = weight * _at_cells(robust)
     streams = streams_beside(cells.mean - sky - light, weight, fit, noise, grid, effort[1])
     misfit = _misfit(cells, sky + light + streams, method.white_noise, grid)
-    return _Solution(streams, sky, light, weight, coarse, coarse_weight * robust, nodes, fit, scatter, noise, misfit)
+    robust_coarse = CoarseCells(coarse.value, coarse.weight * robust)
+    return _Solution(streams, sky, light, weight, robust_coarse, nodes, fit, scatter, noise, misfit)
 
 
 def streams_beside(
@@ -387,9 +364,8 @@ def streams_beside(
 
 def _noise(scatter: LagScatter, method: _Method) -> StreamNoise:
     return estimate_noise(
-        scatter, slots=method.grid.slots, white_noise=method.white_noise, exponent=method.exponent,
-        exponent_rms=method.exponent_rms, gate=method.gate,
-    )  # fmt: skip
+        scatter, slots=method.grid.slots, white_noise=method.white_noise, prior=method.settings.stripes
+    )
 
 
 def _weights(count: Float32, light: Float32, noise: float) -> Float32:
@@ -400,20 +376,19 @@ def _weights(count: Float32, light: Float32, noise: float) -> Float32:
 
 
 def _fit_robustly(
-    cells: Float64, weights: Float64, nodes: Bool, noise: StreamNoise, method: _Method, n_rounds: int
+    cells: CoarseCells, nodes: Bool, noise: StreamNoise, method: _Method, n_rounds: int
 ) -> tuple[CoarseFit, Float64]:
     """Solve the coarse model in rounds: cells that stand out lose weight, splines may be as high as they were found.
 
     Returns the last fit and the weights' factors (coarse_y, coarse_x).
     """
-    robust, rms = np.ones_like(cells), np.full(int(nodes.sum()), _FREE_HEIGHT * method.white_noise)
+    value, weight = cells
+    robust, rms = np.ones_like(value), np.full(int(nodes.sum()), _FREE_HEIGHT * method.white_noise)
     for _ in range(n_rounds):
-        fit = solve_coarse(
-            method.model, cells, weights * robust, noise=noise, prior=method.prior, level=method.sky_level, nodes=nodes,
-            node_rms=rms,
-        )  # fmt: skip
-        rest = (cells - fit.fit) * np.sqrt(weights)
-        scale = max(spread(rest[weights > 0])[1], 1.0) if (weights > 0).any() else 1.0
+        splines = Splines(nodes, rms) if rms.size else None
+        fit = solve_coarse(method.model, CoarseCells(value, weight * robust), method.priors(noise), splines=splines)
+        rest = (value - fit.fit) * np.sqrt(weight)
+        scale = max(spread(rest[weight > 0])[1], 1.0) if (weight > 0).any() else 1.0
         used, robust = robust, np.minimum(_ROBUST * scale / np.maximum(np.abs(rest), 1e-9), 1)
         rms = spline_rms(nodes, fit.nodes, noise=method.white_noise)
     return fit, used
@@ -439,7 +414,10 @@ def _row_to_row(cells: _Cells, scatter: LagScatter, method: _Method) -> Float32:
     grid = method.grid
     level, count = _lit_levels(cells, grid)
     enough = _LEAST_PIXELS * grid.amplifiers.width
-    noise = _noise(nearest_lags(scatter), method._replace(exponent_rms=1e-3))
+    prior = method.settings.stripes._replace(exponent_rms=_CERTAIN)
+    noise = estimate_noise(
+        nearest_lags(scatter), slots=grid.slots, white_noise=method.white_noise, prior=prior
+    )
     white = method.white_noise**2 / max(enough, 1)
     return row_to_row(level, count > enough / 4, noise=noise, slots=grid.slots, white=white)
 
@@ -461,8 +439,8 @@ def _summary(cells: _Cells, solution: _Solution, good: Bool, method: _Method, *,
         level=(level - level.mean()).astype(np.float32),
         cell=np.where(solution.weight > 0, cells.mean, np.float32(0)),
         weight=solution.weight,
-        coarse_cell=solution.coarse_cell.astype(np.float32),
-        coarse_weight=solution.coarse_weight.astype(np.float32),
+        coarse_cell=solution.coarse.value.astype(np.float32),
+        coarse_weight=solution.coarse.weight.astype(np.float32),
         sky=solution.fit.sky.astype(np.float32),
         node=node,
         scatter=np.stack([common, own, error]).astype(np.float32),
@@ -472,7 +450,8 @@ def _summary(cells: _Cells, solution: _Solution, good: Bool, method: _Method, *,
         white_noise=method.white_noise,
         misfit=solution.misfit,
         believed=believed,
-        used=float(cells.n_pixels.sum() / max(int(good.sum()), 1)),
+        used=float(cells.n_pixels.sum() / max(int(np.count_nonzero(good)), 1)),
+        source_mask=grid.take(cells.sources & good),
     )
 
 

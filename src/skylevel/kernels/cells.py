@@ -1,5 +1,7 @@
 """Pixels to cells of one row: their means, what is masked in them, and the smooth levels they are measured from."""
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
@@ -24,6 +26,24 @@ _SAMPLING = 7
 _STRIP_ROWS = 64
 _ALONG = ((np.arange(CELL_WIDTH) + 0.5) / CELL_WIDTH - 0.5).astype(np.float32)
 _ONES = np.ones(CELL_WIDTH, np.float32)
+
+
+class Rejection(NamedTuple):
+    """Which pixels are left out, and how many must be left.
+
+    Attributes
+    ----------
+    source_threshold : float
+        Sources stand out by this many standard deviations of the smoothed image.
+    sigma_clip : float
+        Pixels further than this many standard deviations from their surroundings are left out.
+    min_pixels : int
+        Pixels of a cell (of 32) that are enough.
+    """
+
+    source_threshold: float = 3.5
+    sigma_clip: float = 3.0
+    min_pixels: int = 6
 
 
 def spread(values: NDArray[np.floating]) -> tuple[float, float]:

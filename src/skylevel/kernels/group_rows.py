@@ -14,16 +14,20 @@ from skylevel.kernels.amplifiers import Amplifiers, Grid
 from skylevel.kernels.best_rows import (
     LAST_STEPS,
     StreamMeasurement,
+    StreamSettings,
     amplifier_means,
     node_heights,
     streams_beside,
 )
 from skylevel.kernels.large_sources import spline_rms
 from skylevel.kernels.sky import (
+    CoarseCells,
     CoarseFit,
     CoarseModel,
+    Priors,
     SkyInformation,
     SkyPrior,
+    Splines,
     coarse_model,
     shape_posterior,
     sky_prior,
@@ -39,6 +43,7 @@ Float64 = NDArray[np.float64]
 # weight from the second number on.
 _DISAGREES, _SUSPECT = 50.0, 9.0
 _GROUP_ROUNDS = 5
+_DEFAULTS = StreamSettings()
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +76,7 @@ def combine_group(
     *,
     shape: tuple[int, int],
     amplifiers: Amplifiers,
-    sky_degree: int = 3,
-    sky_steepness: float = 0.015,
-    node_spacing: int = 128,
-    exponent: float = 1.0,
-    exponent_rms: float = 0.2,
-    gate: float = 2.0,
+    settings: StreamSettings = _DEFAULTS,
 ) -> GroupSky | None:
     """Find the sky that exposures of one detector and filter share.
 
@@ -87,7 +87,7 @@ def combine_group(
     shape : tuple of int
         Rows and columns of the images.
     amplifiers : Amplifiers
-    sky_degree, sky_steepness, node_spacing, exponent, exponent_rms, gate
+    settings : StreamSettings
         As `measure_streams` was given.
 
     Returns
@@ -105,10 +105,10 @@ def combine_group(
     if len(believed) < 2:
         return None
     grid = Grid(shape, amplifiers)
-    model = coarse_model(grid, sky_degree, node_spacing)
-    prior = sky_prior(sky_steepness)
+    model = _model(grid, settings)
+    prior = sky_prior(settings.sky.steepness)
     reference = float(np.median([m.sky_level for m in believed]))
-    noise = _pooled_noise(believed, grid, exponent=exponent, exponent_rms=exponent_rms, gate=gate)
+    noise = _pooled_noise(believed, grid, settings)
     said = [_shape_information(m, model, noise, prior, reference) for m in believed]
     common, distance = _agreed_shape(said, model, prior, reference)
     at = np.array([m.believed for m in measurements])
@@ -118,14 +118,14 @@ def combine_group(
     return GroupSky(common / reference, reference, noise, everyone, member)
 
 
-def _pooled_noise(
-    measurements: Sequence[StreamMeasurement], grid: Grid, *, exponent: float, exponent_rms: float, gate: float
-) -> StreamNoise:
+def _model(grid: Grid, settings: StreamSettings) -> CoarseModel:
+    return coarse_model(grid, settings.sky.degree, settings.large_sources.spacing)
+
+
+def _pooled_noise(measurements: Sequence[StreamMeasurement], grid: Grid, settings: StreamSettings) -> StreamNoise:
     scatter = pool_scatters([_lag_scatter_of(m) for m in measurements])
     white = float(np.median([m.white_noise for m in measurements]))
-    return estimate_noise(
-        scatter, slots=grid.slots, white_noise=white, exponent=exponent, exponent_rms=exponent_rms, gate=gate
-    )
+    return estimate_noise(scatter, slots=grid.slots, white_noise=white, prior=settings.stripes)
 
 
 def _lag_scatter_of(measurement: StreamMeasurement) -> LagScatter:
@@ -153,17 +153,10 @@ def _solve_again(
     """Solve the coarse model of a measurement with other noise, or with a known sky."""
     nodes = np.isfinite(measurement.node)
     heights = measurement.node[nodes].astype(np.float64)
-    return solve_coarse(
-        model,
-        measurement.coarse_cell.astype(np.float64),
-        measurement.coarse_weight.astype(np.float64),
-        noise=noise,
-        prior=prior,
-        level=measurement.sky_level,
-        nodes=nodes,
-        node_rms=spline_rms(nodes, heights, noise=measurement.white_noise),
-        shape=shape,
-    )
+    rms = spline_rms(nodes, heights, noise=measurement.white_noise)
+    cells = CoarseCells(measurement.coarse_cell.astype(np.float64), measurement.coarse_weight.astype(np.float64))
+    priors = Priors(noise, prior, measurement.sky_level)
+    return solve_coarse(model, cells, priors, splines=Splines(nodes, rms) if rms.size else None, shape=shape)
 
 
 def _agreed_shape(
@@ -196,8 +189,7 @@ def relevel(
     *,
     shape: tuple[int, int],
     amplifiers: Amplifiers,
-    sky_degree: int = 3,
-    node_spacing: int = 128,
+    settings: StreamSettings = _DEFAULTS,
 ) -> Float32:
     """Levels of an exposure's rows where the sky is its group's.
 
@@ -209,7 +201,7 @@ def relevel(
     shape : tuple of int
         Rows and columns of the image.
     amplifiers : Amplifiers
-    sky_degree, node_spacing
+    settings : StreamSettings
         As `measure_streams` was given.
 
     Returns
@@ -218,7 +210,7 @@ def relevel(
         In the image's unit; its mean is 0.
     """
     grid = Grid(shape, amplifiers)
-    model = coarse_model(grid, sky_degree, node_spacing)
+    model = _model(grid, settings)
     coefficients = group.shape * measurement.sky_level
     fit = _solve_again(measurement, model, group.noise, SkyPrior(), coefficients)
     nodes = np.isfinite(measurement.node)

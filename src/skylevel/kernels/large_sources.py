@@ -1,13 +1,14 @@
 """Where light reaches further than masks do: large galaxies, described by splines beside the sky."""
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
 from skylevel.kernels.amplifiers import CELL_WIDTH, COARSE_CELLS, COARSE_ROWS
 from skylevel.kernels.cells import grown, spread
-from skylevel.kernels.sky import NO_WEIGHT, CoarseModel, SkyPrior, solve_coarse
-from skylevel.kernels.streams import StreamNoise
+from skylevel.kernels.sky import NO_WEIGHT, CoarseCells, CoarseModel, Priors, solve_coarse
 
 Bool = NDArray[np.bool_]
 Float64 = NDArray[np.float64]
@@ -29,40 +30,41 @@ _LEAST_SPLINE = 0.02
 # A block that stands out alone does so by this many times what its neighbours and it need together.
 _ALONE = 1.6
 _ANY_SIDE = np.ones((3, 3), bool)
+# Blocks by which what was found is grown.
+_GROWTH = 2
+
+
+class LargeSources(NamedTuple):
+    """What counts as a large source, and how it is described.
+
+    Attributes
+    ----------
+    threshold : float
+        By how many standard deviations (of what lies below) its blocks of 64 pixels stand out.
+    spacing : int
+        Of its splines, in pixel.
+    n_blocks : int
+        Connected blocks that it has at least.
+    """
+
+    threshold: float = 2.5
+    spacing: int = 128
+    n_blocks: int = 6
 
 
 def find_large_sources(
-    model: CoarseModel,
-    cells: Float64,
-    weights: Float64,
-    *,
-    noise: StreamNoise,
-    prior: SkyPrior,
-    level: float,
-    threshold: float,
-    n_blocks: int,
-    rounds: int,
-    growth: int = 2,
+    model: CoarseModel, cells: CoarseCells, priors: Priors, *, sought: LargeSources, rounds: int
 ) -> Bool:
     """Splines that may hold a large source.
 
     Parameters
     ----------
     model : CoarseModel
-    cells, weights : ndarray (coarse_y, coarse_x) float64
-        Values and inverse variances.
-    noise : StreamNoise
-    prior : SkyPrior
-    level : float
-        The sky's.
-    threshold : float
-        By how many standard deviations (of what lies below) blocks stand out.
-    n_blocks : int
-        Connected blocks of 64 pixels that a large source has at least.
+    cells : CoarseCells
+    priors : Priors
+    sought : LargeSources
     rounds : int
         How often sky and streams are fitted to what does not stand out.
-    growth : int
-        Blocks by which what was found is grown.
 
     Returns
     -------
@@ -74,22 +76,22 @@ def find_large_sources(
     side: a slow stripe stands above a plane, not above the streams.
     """
     none = np.zeros(model.node_shape, bool)
-    value, weight = _blocks(cells, weights)
+    value, weight = _blocks(*cells)
     known = weight > _LEAST_WEIGHT * np.median(weight)
     if known.sum() < _FEWEST_BLOCKS:
         return none
-    above_plane = _grouped(_above_plane(value, known, threshold) | ~known, n_blocks)
+    above_plane = _grouped(_above_plane(value, known, sought.threshold) | ~known, sought.n_blocks)
     if not above_plane.any():
         return none
     high = ~known
     for _ in range(rounds):
         kept = np.where(np.repeat(np.repeat(high, _BLOCK_ROWS, 0), _BLOCK_COLUMNS, 1), _HIGH_WEIGHT, 1.0)
-        fit = solve_coarse(model, cells, weights * kept, noise=noise, prior=prior, level=level).fit
-        high = _above_streams(_blocks(cells - fit, weights)[0], known, threshold) | ~known
+        fit = solve_coarse(model, CoarseCells(cells.value, cells.weight * kept), priors).fit
+        high = _above_streams(_blocks(cells.value - fit, cells.weight)[0], known, sought.threshold) | ~known
     labels, _ = ndimage.label(above_plane, _ANY_SIDE)
     share = np.bincount(labels.ravel(), weights=high.ravel()) / np.maximum(np.bincount(labels.ravel()), 1)
     sources = above_plane & (share[labels] > _LEAST_SHARE)
-    return _touching_splines(model, grown(sources, growth))
+    return _touching_splines(model, grown(sources, _GROWTH))
 
 
 def _blocks(cells: Float64, weights: Float64) -> tuple[Float64, Float64]:

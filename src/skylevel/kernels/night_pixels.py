@@ -1,6 +1,6 @@
 """A camera frame's pixels without the smooth background of their channels, and behind an even lens if asked."""
 
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,42 @@ _STRIP_ROWS = 32
 _LEAST_DIVISOR = 0.05
 
 
+class Levelling(NamedTuple):
+    """What is done to a mosaic's pixels, by channel in the order of `ColorPattern.channels`.
+
+    Attributes
+    ----------
+    background : ndarray (channel, order_y, order_x) float32
+        Coefficients of what is subtracted, as in `night_sky.Background`.
+    divisor : ndarray (channel, order_y, order_x) float32 or None
+        Coefficients of the share of light: a night's vignetting, or `divisor_of` a background. None subtracts alone.
+    norms : list of float
+        Factor of each channel.
+    pedestal : float
+        Added last, in the units of the mosaic.
+    """
+
+    background: Float32
+    divisor: Float32 | None
+    norms: list[float]
+    pedestal: float = 0.0
+
+    @classmethod
+    def of(
+        cls,
+        light: Float32,
+        black_level: Float32,
+        *,
+        divisor: Float32 | None = None,
+        norms: list[float],
+        pedestal: float = 0.0,
+    ) -> Self:
+        """Return what takes off a background that is known above the black level (), (channel, order_y, order_x)."""
+        background = light.copy()
+        background[:, 0, 0] += black_level
+        return cls(background, divisor, norms, pedestal)
+
+
 class _Phase(NamedTuple):
     """One place of the pattern: where its pixels begin, and its channel's surfaces and factor."""
 
@@ -29,11 +65,8 @@ class _Phase(NamedTuple):
 def level_pixels(
     mosaic: NDArray[np.number],
     pattern: ColorPattern,
-    background: Float32,
+    levelling: Levelling,
     *,
-    divisor: Float32 | None = None,
-    norms: list[float],
-    pedestal: float = 0.0,
     origin: tuple[int, int] = (0, 0),
     shape: tuple[int, int],
 ) -> Float32:
@@ -44,14 +77,7 @@ def level_pixels(
     mosaic : ndarray (y, x)
         The mosaic or a tile of it; not modified.
     pattern : ColorPattern
-    background : ndarray (channel, order_y, order_x) float32
-        Coefficients, in the order of `ColorPattern.channels`, as in `night_sky.Background`.
-    divisor : ndarray (channel, order_y, order_x) float32, optional
-        Coefficients of the share of light: a night's vignetting, or `divisor_of` a background. None subtracts alone.
-    norms : list of float
-        Factor of each channel.
-    pedestal : float
-        Added last, in the units of `mosaic`.
+    levelling : Levelling
     origin : tuple of int
         Indices (y, x) in the whole mosaic of the first pixel.
     shape : tuple of int
@@ -60,7 +86,7 @@ def level_pixels(
     Returns
     -------
     ndarray (y, x) float32
-        In the units of `mosaic`; the sky is at `pedestal`. The same bits for any tile.
+        In the units of `mosaic`; the sky is at the pedestal. The same bits for any tile.
 
     Raises
     ------
@@ -71,10 +97,7 @@ def level_pixels(
     -----
     Extra memory: 4 bytes for each pixel of the result, and 44 for each pixel of a row of it.
     """
-    channels = pattern.channels
-    if not len(background) == len(norms) == len(channels if divisor is None else divisor) == len(channels):
-        raise ShapeError(f"{len(channels)} channels need as many backgrounds, divisors and norms")
-    phases = _phases(mosaic.shape, pattern, background, divisor, norms, origin, shape)
+    phases = _phases(mosaic.shape, pattern, levelling, origin, shape)
     result = np.empty(mosaic.shape, np.float32)
     step = _STRIP_ROWS * pattern.period[0]
     # All phases of a strip before the next: every line of the result is in the cache when it is written again.
@@ -83,20 +106,22 @@ def level_pixels(
             rows = np.arange(top + phase.y, min(top + step, mosaic.shape[0]), pattern.period[0])
             if rows.size:
                 here = np.s_[rows[0] : rows[-1] + 1 : pattern.period[0], phase.x :: pattern.period[1]]
-                result[here] = _levelled(mosaic[here], phase, rows + origin[0], pedestal)
+                result[here] = _levelled(mosaic[here], phase, rows + origin[0], levelling.pedestal)
     return result
 
 
 def _phases(
     size: tuple[int, ...],
     pattern: ColorPattern,
-    background: Float32,
-    divisor: Float32 | None,
-    norms: list[float],
+    levelling: Levelling,
     origin: tuple[int, int],
     shape: tuple[int, int],
 ) -> list[_Phase]:
     """Return what levels each place of the pattern, counted from the tile's first pixel."""
+    background, divisor, norms, _ = levelling
+    n = len(pattern.channels)
+    if not len(background) == len(norms) == len(norms if divisor is None else divisor) == n:
+        raise ShapeError(f"{n} channels need as many backgrounds, divisors and norms")
     local = pattern.seen_from(*origin)
     phases = []
     for k, channel in enumerate(pattern.channels):

@@ -5,7 +5,7 @@ at any pixel, element by element in a fixed order, so that the bits do not depen
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,7 @@ from scipy.ndimage import gaussian_filter
 
 from skylevel.errors import NoBackgroundError, SettingsError, ShapeError
 from skylevel.kernels.mesh import weighted_sum
-from skylevel.kernels.own_boxes import OwnBoxes
+from skylevel.kernels.own_boxes import LEVEL_ERROR, OwnBoxes
 
 Float = NDArray[np.float64]
 Float32 = NDArray[np.float32]
@@ -46,8 +46,79 @@ _BOXES_PER_TERM = 3
 _TELLING = (2, 6)
 _RATES = (0.2, 0.7)
 
-# Error of a median over that of a mean, of Gaussian noise.
-_MEDIAN_ERROR = 1.2533
+
+class Fitting(NamedTuple):
+    """How a surface is fitted.
+
+    Attributes
+    ----------
+    degree : int
+        Of the surface in x and y together, at most. Fewer boxes than three a coefficient lower it.
+    stiffness : float
+        How strongly coefficients are held to the rate at which the frame's own fall with their degree: 1 expects them
+        to be as large as that, 2 half as large; 0 leaves them free.
+    rejection : float
+        Boxes this far above the surface lose half their weight, in standard deviations.
+    tolerance : float
+        Error that a surface may have, as a share of the channel's median level: boxes are not believed any better.
+    """
+
+    degree: int = 10
+    stiffness: float = 1.0
+    rejection: float = 3.0
+    tolerance: float = 2e-4
+
+    def check(self) -> Self:
+        """Return itself.
+
+        Raises
+        ------
+        SettingsError
+            A number is out of range.
+        """
+        for name in ("degree", "stiffness", "tolerance"):
+            if not getattr(self, name) >= 0:
+                raise SettingsError(f"{name} = {getattr(self, name)}: must be 0 or more")
+        if not self.rejection > 0:
+            raise SettingsError(f"rejection = {self.rejection}: must be above 0")
+        return self
+
+
+class Judging(NamedTuple):
+    """How boxes are judged that a surface does not describe.
+
+    Attributes
+    ----------
+    widths : tuple of float
+        Of the Gaussians within which neighbouring boxes are judged together, in boxes; 0 for a box alone.
+    one_sided : bool
+        Judge boxes below the surface as those above it only at the end; or from the beginning.
+    """
+
+    widths: tuple[float, ...] = WIDTHS
+    one_sided: bool = True
+
+
+#: For light above the sky, and for differences, in which there is none.
+LIGHT, DIFFERENCES = Judging(), Judging((0.0,), one_sided=False)
+
+
+class HeldOut(NamedTuple):
+    """What a surface leaves of boxes that it was not fitted to: arrays (channel,), NaN where there are none.
+
+    Attributes
+    ----------
+    before : ndarray
+        Scatter (rms) of their levels about the median, the sky's gradient; in the units of the image.
+    after : ndarray
+        Of their levels about a surface through the others; with the boxes' own noise.
+    noise : ndarray
+        Of this the part that is expected of their pixels' noise.
+    """
+
+    before: Float32
+    after: Float32
+    noise: Float32
 
 
 class Background(NamedTuple):
@@ -63,25 +134,29 @@ class Background(NamedTuple):
         Scatter of the accepted boxes about the surface.
     rejected : ndarray (channel, mesh_y, mesh_x) bool
         True where a box was left out: it holds no pixel, or light that is not the sky's.
+    held_out : HeldOut
+        Of one accepted box in five.
     """
 
     coefficients: Float32
     background: Float32
     residual_rms: Float32
     rejected: Bool
+    held_out: HeldOut
 
 
 class SurfaceFit(NamedTuple):
     """Surfaces through boxes, of every channel.
 
     `coefficients` (channel, order_y, order_x); at the boxes (channel, mesh_y, mesh_x) the `surface` and their `weight`
-    of 0 to 1; `residual_rms` (channel,) of the boxes by weight.
+    of 0 to 1; `residual_rms` (channel,) of the boxes by weight; `held_out` (channel, 3), the fields of `HeldOut`.
     """
 
     coefficients: Float
     surface: Float
     weight: Float
     residual_rms: Float
+    held_out: Float
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,15 +227,7 @@ class Surface:
         return weighted_sum(along[:, :, None], self._along_x[:, None, :])
 
 
-def fit_background(
-    boxes: OwnBoxes,
-    grid: Grid,
-    *,
-    degree: int = 10,
-    stiffness: float = 1.0,
-    rejection: float = 3.0,
-    tolerance: float = 2e-4,
-) -> Background:
+def fit_background(boxes: OwnBoxes, grid: Grid, fitting: Fitting | None = None) -> Background:
     """Return the smooth background of each channel of a frame alone.
 
     Parameters
@@ -168,15 +235,7 @@ def fit_background(
     boxes : OwnBoxes
         Arrays (channel, mesh_y, mesh_x).
     grid : Grid
-    degree : int
-        Of the surface in x and y together, at most. Fewer boxes than three a coefficient lower it.
-    stiffness : float
-        How strongly coefficients are held to the rate at which the frame's own fall with their degree: 1 expects them
-        to be as large as that, 2 half as large; 0 leaves them free.
-    rejection : float
-        Boxes this far above the surface lose half their weight, in standard deviations.
-    tolerance : float
-        Error that a surface may have, as a share of the channel's median level: boxes are not believed any better.
+    fitting : Fitting, optional
 
     Returns
     -------
@@ -189,7 +248,7 @@ def fit_background(
     ShapeError
         `boxes` and `grid` differ in shape.
     SettingsError
-        `degree`, `stiffness`, `rejection` or `tolerance` is out of range.
+        A number of `fitting` is out of range.
 
     Notes
     -----
@@ -197,32 +256,23 @@ def fit_background(
     those that stand out most first, alone or with their neighbours; then the surface is fitted anew. It sinks to what
     the boxes below it hold up, and ever fainter light is seen above it. Extra memory: some 100 bytes a box.
     """
-    check_fit(boxes, grid, degree=degree, stiffness=stiffness, rejection=rejection, tolerance=tolerance)
-    fit = fit_surfaces(
-        boxes.level.astype(np.float64), level_error(boxes), grid,
-        degree=degree, stiffness=stiffness, rejection=rejection, tolerance=tolerance,
-    )  # fmt: skip
-    return as_background(fit, grid)
+    fitting = (fitting or Fitting()).check()
+    check_boxes(boxes, grid)
+    return as_background(fit_surfaces(boxes.level.astype(np.float64), level_error(boxes), grid, fitting), grid)
 
 
 def as_background(fit: SurfaceFit, grid: Grid) -> Background:
     """Return a fit as it is kept, its mesh evaluated from the coefficients' float32."""
     coefficients = fit.coefficients.astype(np.float32)
     mesh = np.stack([mesh_of(channel, grid) for channel in coefficients])
-    return Background(coefficients, mesh, fit.residual_rms.astype(np.float32), fit.weight < 0.5)
+    held_out = HeldOut(*fit.held_out.T.astype(np.float32))
+    return Background(coefficients, mesh, fit.residual_rms.astype(np.float32), fit.weight < 0.5, held_out)
 
 
-def check_fit(
-    boxes: OwnBoxes, grid: Grid, *, degree: int, stiffness: float, rejection: float, tolerance: float
-) -> None:
-    """Raise what `fit_background` says of boxes and settings it cannot use."""
+def check_boxes(boxes: OwnBoxes, grid: Grid) -> None:
+    """Raise what `fit_background` says of boxes it cannot use."""
     if boxes.level.shape[1:] != grid.mesh_shape():
         raise ShapeError(f"boxes (y, x) {boxes.level.shape[1:]} are not those of a frame, {grid.mesh_shape()}")
-    for name, value, least in (("degree", degree, 0), ("stiffness", stiffness, 0), ("tolerance", tolerance, 0)):
-        if not value >= least:
-            raise SettingsError(f"{name} = {value}: must be {least} or more")
-    if not rejection > 0:
-        raise SettingsError(f"rejection = {rejection}: must be above 0")
     if not np.isfinite(boxes.level).any(axis=(1, 2)).all():
         raise NoBackgroundError("a channel has no pixel that counts; all are 0, saturated or not finite")
 
@@ -230,7 +280,7 @@ def check_fit(
 def level_error(boxes: OwnBoxes) -> Float:
     """Return the standard error of boxes' levels, in the shape of `boxes`; infinite where a box has no pixel."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        error = _MEDIAN_ERROR * boxes.rms.astype(np.float64) / np.sqrt(boxes.n_good)
+        error = LEVEL_ERROR * boxes.rms.astype(np.float64) / np.sqrt(boxes.n_good)
     return np.where(boxes.n_good > 0, error, np.inf)
 
 
@@ -253,16 +303,7 @@ def _surface(table: Float, y: Float, x: Float) -> Float:
 
 
 def fit_surfaces(
-    level: Float,
-    error: Float,
-    grid: Grid,
-    *,
-    degree: int,
-    stiffness: float,
-    rejection: float,
-    tolerance: float,
-    widths: tuple[float, ...] = WIDTHS,
-    one_sided: bool = True,
+    level: Float, error: Float, grid: Grid, fitting: Fitting, judging: Judging = LIGHT
 ) -> SurfaceFit:
     """Return the smooth surfaces through boxes, what stands above any of them left out of all.
 
@@ -271,33 +312,26 @@ def fit_surfaces(
     level, error : ndarray (channel, mesh_y, mesh_x)
         Boxes' levels, NaN where there is none, and their standard errors; at least one level in each channel.
     grid : Grid
-    degree, stiffness, rejection, tolerance
-        As in `fit_background`.
-    widths : tuple of float
-        Of the Gaussians within which neighbouring boxes are judged together, in boxes; 0 for a box alone.
-    one_sided : bool
-        Judge boxes below the surface as those above it only at the end; or from the beginning.
+    fitting : Fitting
+    judging : Judging
     """
-    fits = [
-        _ChannelFit(*channel, grid, degree=degree, stiffness=stiffness, tolerance=tolerance, widths=widths)
-        for channel in zip(level, error, strict=True)
-    ]
+    fits = [_ChannelFit(*channel, grid, fitting, judging.widths) for channel in zip(level, error, strict=True)]
     weight = np.ones(grid.mesh_shape())
     limits = np.zeros(0)
     for n in range(_ROUNDS):
         views = _all_views([fit.deviations(weight) for fit in fits])
         # A surface that light or few boxes have led astray leaves boxes far below it: it does not judge by noise alone.
-        least = _faint_side(views) if one_sided or n == 0 else 1.0
+        least = _faint_side(views) if judging.one_sided or n == 0 else 1.0
         limits = np.maximum(np.maximum(_STEP * limits if n else 1.0, least), 1.0)
-        both_sides = not one_sided or n >= _ROUNDS - _EVEN_ROUNDS
-        found = _acceptance(np.abs(views) if both_sides else views, rejection * limits)
+        both_sides = not judging.one_sided or n >= _ROUNDS - _EVEN_ROUNDS
+        found = _acceptance(np.abs(views) if both_sides else views, fitting.rejection * limits)
         if found.mean() < _LEAST_SHARE:
             break
         settled = both_sides and (limits == 1.0).all() and np.abs(found - weight).max() < _SETTLED
         weight = found
         if settled:
             break
-    finished = [fit.finished(weight, degree) for fit in fits]
+    finished = [fit.finished(weight, fitting.degree) for fit in fits]
     return SurfaceFit(*(np.stack(field) for field in zip(*finished, strict=True)))
 
 
@@ -321,28 +355,18 @@ def _acceptance(deviations: Float, limits: Float) -> Float:
 class _ChannelFit:
     """One channel's boxes and the surface through them, as weights are found."""
 
-    def __init__(
-        self,
-        level: Float,
-        error: Float,
-        grid: Grid,
-        *,
-        degree: int,
-        stiffness: float,
-        tolerance: float,
-        widths: tuple[float, ...],
-    ) -> None:
+    def __init__(self, level: Float, error: Float, grid: Grid, fitting: Fitting, widths: tuple[float, ...]) -> None:
         self._good = np.isfinite(level)
         self._level = np.where(self._good, level, 0.0)
-        self._stiffness = stiffness
+        self._stiffness = fitting.stiffness
         scale = float(np.abs(np.median(level[self._good])))
         # Never 0: a constant frame has no error at all.
-        floor = np.hypot(tolerance * scale, 1e-6 * max(scale, float(np.abs(self._level).max())) + 1e-30)
-        known_error = np.where(self._good, error, 0.0)
+        floor = np.hypot(fitting.tolerance * scale, 1e-6 * max(scale, float(np.abs(self._level).max())) + 1e-30)
+        known_error = self._error = np.where(self._good, error, 0.0)
         self._precision = np.where(self._good, 1.0 / (known_error**2 + floor**2), 0.0)
         near = [width for width in widths if width <= _WIDEST * min(level.shape)]
         n_good = int(self._good.sum())
-        self._basis = _Basis(grid, degree, most_terms=n_good // _BOXES_PER_TERM)
+        self._basis = _Basis(grid, fitting.degree, most_terms=n_good // _BOXES_PER_TERM)
         # The surface has an error of its own, from the noise of all boxes.
         own_error = float(np.median(known_error[self._good])) * np.sqrt(self._basis.n_terms / n_good)
         self._views = [_View(self._good, known_error, float(np.hypot(floor, own_error)), width) for width in near]
@@ -350,18 +374,29 @@ class _ChannelFit:
 
     def deviations(self, weight: Float) -> Float:
         """Return how far the boxes stand above the surface (view, mesh_y, mesh_x) that is fitted with these weights."""
-        coefficients = self._basis.fit(self._level, self._precision * weight, self._ridge)
-        self._ridge = self._basis.ridge(coefficients, self._stiffness)
+        precision = self._precision * weight
+        coefficients = self._basis.fit(self._level, precision, self._ridge)
+        self._ridge = self._basis.ridge(coefficients, self._basis.variance(precision, self._ridge), self._stiffness)
         residual = np.where(self._good, self._level - self._basis.surface(coefficients), 0.0)
         return np.stack([view.deviations(residual) for view in self._views])
 
-    def finished(self, weight: Float, degree: int) -> tuple[Float, Float, Float, float]:
+    def finished(self, weight: Float, degree: int) -> tuple[Float, Float, Float, float, Float]:
         """Return a channel of a `SurfaceFit`."""
         weight = np.where(self._good, weight, 0.0)
         coefficients = self._basis.fit(self._level, self._precision * weight, self._ridge)
         surface = self._basis.surface(coefficients)
         rms = np.sqrt(np.sum(weight * (self._level - surface) ** 2) / np.sum(weight))
-        return self._basis.table(coefficients, degree + 1), surface, weight, float(rms)
+        return self._basis.table(coefficients, degree + 1), surface, weight, float(rms), self._held_out(weight)
+
+    def _held_out(self, weight: Float) -> Float:
+        """Return the fields of `HeldOut` (3,)."""
+        out = _spread_out(weight.shape)
+        tested = out & (weight >= 0.5)
+        if not tested.any() or tested.sum() + self._basis.n_terms > (weight > 0).sum():
+            return np.full(3, np.nan)
+        surface = self._basis.surface(self._basis.fit(self._level, self._precision * weight * ~out, self._ridge))
+        level = self._level[tested]
+        return np.array([_rms(level - np.median(level)), _rms(level - surface[tested]), _rms(self._error[tested])])
 
 
 class _View:
@@ -403,18 +438,29 @@ class _Basis:
 
     def fit(self, values: Float, weight: Float, ridge: Float) -> Float:
         """Return the coefficients (term,) of least squares with a penalty `ridge` (term,) on their squares."""
+        return solve_positive(self._normal(weight, ridge), self._moments(weight * values, 1)[*self._pairs.T])
+
+    def variance(self, weight: Float, ridge: Float) -> Float:
+        """Return the variance (term,) that coefficients have after such a fit, where weights are 1 over variances."""
+        return np.diagonal(solve_positive(self._normal(weight, ridge), np.eye(self.n_terms)))
+
+    def _normal(self, weight: Float, ridge: Float) -> Float:
         matrix = self._products(weight)
         matrix[np.diag_indices_from(matrix)] += ridge + 1e-12 * matrix[0, 0]
-        return solve_positive(matrix, self._moments(weight * values, 1)[*self._pairs.T])
+        return matrix
 
-    def ridge(self, coefficients: Float, stiffness: float) -> Float:
-        """Return the penalty (term,) that holds coefficients to the rate at which these fall with their degree."""
+    def ridge(self, coefficients: Float, variance: Float, stiffness: float) -> Float:
+        """Return the penalty (term,) that holds coefficients to the rate at which these fall with their degree.
+
+        What a penalty took of a coefficient is in its variance: without it each penalty would make the next one larger.
+        """
         degrees = np.arange(_TELLING[0], min(_TELLING[1], int(self._degree.max())) + 1)
         if degrees.size < 2:
             return np.zeros(self._degree.size)
         # No smaller than rounding: the logarithm of a constant frame's would be none.
         least = 1e-9 * abs(coefficients[0]) + 1e-30
-        sizes = np.log([np.hypot(_rms(coefficients[self._degree == n]), least) for n in degrees])
+        squares = coefficients**2 + variance + least**2
+        sizes = np.array([0.5 * np.log(np.mean(squares[self._degree == n])) for n in degrees])
         centred = degrees - degrees.mean()
         rate = np.clip(np.sum(centred * sizes) / np.sum(centred**2), *np.log(_RATES))
         expected = np.exp(sizes.mean() + rate * (self._degree - degrees.mean()))
@@ -457,17 +503,26 @@ def _terms(mesh_shape: tuple[int, int], degree: int) -> Int:
     return np.array([(i, j) for i in range(n_y) for j in range(n_x) if i + j <= degree])
 
 
+def _spread_out(mesh_shape: tuple[int, ...]) -> Bool:
+    """Return a fifth of the boxes, none beside another."""
+    y, x = np.indices(mesh_shape)
+    return np.asarray((y + 2 * x) % 5 == 0)
+
+
 def _rms(values: Float) -> float:
     return float(np.sqrt(np.mean(values**2)))
 
 
 def solve_positive(matrix: Float, right: Float) -> Float:
-    """Return the solution (n,) of a symmetric positive system (n, n), by elimination in a fixed order."""
+    """Return the solution of a symmetric positive system (n, n), by elimination in a fixed order.
+
+    The right side is a vector (n,), or as many as columns of a matrix (n, m).
+    """
     n = len(right)
     rows = np.column_stack([matrix, right])
     for k in range(n):
         rows[k + 1 :, k:] -= (rows[k + 1 :, k] / rows[k, k])[:, None] * rows[k, k:]
-    result = np.zeros(n)
+    result = np.zeros((n, rows.shape[1] - n))
     for k in reversed(range(n)):
-        result[k] = (rows[k, n] - np.sum(rows[k, k + 1 : n] * result[k + 1 :])) / rows[k, k]
-    return result
+        result[k] = (rows[k, n:] - np.sum(rows[k, k + 1 : n, None] * result[k + 1 :], axis=0)) / rows[k, k]
+    return result.reshape(right.shape)

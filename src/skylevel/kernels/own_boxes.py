@@ -1,7 +1,7 @@
 """Levels of small boxes from each channel's own pixels, as a surface is fitted through them.
 
-A box is described by order statistics alone: its level is a median, its noise is taken from the side that stars do not
-reach. Nothing of a box depends on other boxes, so that an image gives the same numbers however it is cut.
+A box is described by order statistics alone: its level is a mean of quartiles, its noise is taken from the side that
+stars do not reach. Nothing of a box depends on other boxes, so that an image gives the same numbers however it is cut.
 """
 
 from collections.abc import Iterator
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skylevel.kernels.pattern import ColorPattern
+from skylevel.kernels.sorting import sort_rows
 from skylevel.kernels.tile import Tile
 
 Float = NDArray[np.float64]
@@ -26,6 +27,13 @@ _ONE_BELOW = 0.15865525393145707
 
 _CLIP = 2.5
 _ROUNDS = 3
+
+# A level is a mean of three quantiles with these weights: nearly as little of it is stars' as of a median, and a
+# seventh less of it noise.
+_QUARTILES = ((0.25, 0.3), (0.5, 0.4), (0.75, 0.3))
+
+#: Error of such a level over that of a mean, of Gaussian noise.
+LEVEL_ERROR = 1.0818
 
 
 class OwnBoxes(NamedTuple):
@@ -76,9 +84,10 @@ def measure_boxes(
 
     Notes
     -----
-    A level is the median after three rounds of clipping at 2.5 standard deviations, which are measured on the faint
-    side, where there are no stars. Among whole numbers a median is found to fractions, from how many of the pixels
-    that have its value lie below it. Extra memory: some 10 MB and 12 bytes a box, whatever the tile's size.
+    A level is a mean of median and quartiles after three rounds of clipping at 2.5 standard deviations, which are
+    measured on the faint side, where there are no stars. Among whole numbers a quantile is found to fractions, from how
+    many of the pixels that have its value lie below it. Extra memory: some 10 MB and 12 bytes a box, whatever the
+    size of the tile.
     """
     width = tile.core[1].stop - tile.core[1].start
     height = max(1, _BATCH_PIXELS // (width * box_size[0])) * box_size[0]
@@ -140,7 +149,7 @@ def _boxes(planes: list[Pixels], shape: tuple[int, ...], box_size: tuple[int, in
 
 def _statistics(values: Pixels) -> Float32:
     """Return level, scatter and count (3, box) of boxes (box, pixel), which are sorted in place."""
-    values.sort(axis=1, kind="stable" if values.dtype.kind in "iu" else None)
+    sort_rows(values)
     boxes = _SortedBoxes(values)
     first, last = np.zeros(len(values)), boxes.n_good.astype(np.float64)
     lo, hi = first, last
@@ -150,8 +159,9 @@ def _statistics(values: Pixels) -> Float32:
         below, above = boxes.rank(level - reach), boxes.rank(level + reach)
         kept = above > below
         lo, hi = np.where(kept, below, lo), np.where(kept, above, hi)
-    level = boxes.quantile(0.5, lo, hi)
-    rms = level - boxes.quantile(_ONE_BELOW, first, hi)
+    quantiles = [boxes.quantile(share, lo, hi) for share, _ in _QUARTILES]
+    level = np.sum([weight * quantile for (_, weight), quantile in zip(_QUARTILES, quantiles, strict=True)], axis=0)
+    rms = quantiles[1] - boxes.quantile(_ONE_BELOW, first, hi)
     return np.stack([level, rms, hi - lo]).astype(np.float32)
 
 

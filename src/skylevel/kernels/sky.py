@@ -1,5 +1,6 @@
 """A sky of low degree, large sources and slow streams, solved together on coarse cells."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
@@ -16,6 +17,7 @@ from skylevel.kernels.streams import StreamNoise, block_precision
 Bool = NDArray[np.bool_]
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
+Floats = NDArray[np.floating]
 
 # The sky's mean level is not held by any prior.
 _FREE = 1e3
@@ -40,6 +42,60 @@ class SkyPrior(NamedTuple):
     fractions: tuple[float, ...] = (0.015, 0.004, 0.001)
     common_spread: float = 0.7
     own_spread: float = 0.5
+
+
+class SkyShape(NamedTuple):
+    """What a sky may look like.
+
+    Attributes
+    ----------
+    degree : int
+        Of its Legendre polynomial, both directions together.
+    steepness : float
+        How large a gradient is expected, as a part of the sky's level (the rms coefficient of degree 1). How steep a
+        sky is, is read from the data; this says where to begin.
+    """
+
+    degree: int = 3
+    steepness: float = 0.015
+
+
+class CoarseCells(NamedTuple):
+    """Means of 16 rows by 64 pixels, and their inverse variances: ndarrays (coarse_y, coarse_x) float64."""
+
+    value: Float64
+    weight: Float64
+
+
+class Priors(NamedTuple):
+    """What is expected before the coarse model is solved.
+
+    Attributes
+    ----------
+    noise : StreamNoise
+        Of the streams.
+    sky : SkyPrior
+    level : float
+        The sky's, that its prior is a part of.
+    """
+
+    noise: StreamNoise
+    sky: SkyPrior
+    level: float
+
+
+class Splines(NamedTuple):
+    """Where a large source may be, and how high.
+
+    Attributes
+    ----------
+    at : ndarray (node_y, node_x) bool
+    rms : ndarray (node,) float64
+        Of the height of each that may be.
+    """
+
+    at: Bool
+    rms: Float64
 
 
 def sky_prior(steepness: float) -> SkyPrior:
@@ -95,12 +151,12 @@ def sky_terms(degree: int) -> tuple[tuple[int, int], ...]:
     return tuple((i, j) for total in range(degree + 1) for j in range(total + 1) for i in (total - j,))
 
 
-def _legendre(at: Float64, n: int, degree: int) -> Float64:
+def _legendre(at: Floats, n: int, degree: int) -> Float64:
     """Legendre polynomials (place, degree + 1) at pixel positions of an axis of n pixels."""
     return np.asarray(legendre.legvander((at + 0.5) / n * 2 - 1, degree))
 
 
-def _spline(at: Float64) -> Float64:
+def _spline(at: Floats) -> Float64:
     """Cubic B-spline, knots at whole numbers."""
     a = np.abs(at)
     return np.where(a < 1, 2 / 3 - a**2 + a**3 / 2, np.where(a < 2, (2 - a) ** 3 / 6, 0))
@@ -164,10 +220,7 @@ def coarse_model(grid: Grid, degree: int, node_spacing: int) -> CoarseModel:
     """Return the model of a grid; `node_spacing` of the large sources' splines in pixel."""
     n_y, n_x = grid.shape
     y, x = np.arange(grid.rows, dtype=np.float64), grid.x()
-    rows, columns = (
-        _spline((at[:, None] + 0.5) / node_spacing + 1 - np.arange(-(-n // node_spacing) + 3))
-        for at, n in ((y, n_y), (x, n_x))
-    )
+    rows, columns = _splines(y, n_y, node_spacing), _splines(x, n_x, node_spacing)
     return CoarseModel(
         grid,
         sky_terms(degree),
@@ -178,16 +231,46 @@ def coarse_model(grid: Grid, degree: int, node_spacing: int) -> CoarseModel:
     )
 
 
+def smooth_surface(
+    coefficients: Floats, heights: Floats, at: Sequence[Floats], *, shape: Sequence[int], degree: int, spacing: int
+) -> Float64:
+    """Sky and large sources at some rows and columns.
+
+    Parameters
+    ----------
+    coefficients : ndarray (term,) float
+        Of the sky, as `sky_terms` orders them.
+    heights : ndarray (node_y, node_x) float
+        Of the splines; NaN where none is.
+    at : pair of ndarray float
+        Rows (row,) and columns (column,) in pixel.
+    shape : pair of int
+        Rows and columns of the image.
+    degree, spacing : int
+        Of the sky's polynomial, and of the splines in pixel.
+
+    Returns
+    -------
+    ndarray (row, column) float64
+    """
+    splines = [_splines(a, n, spacing) for a, n in zip(at, shape, strict=True)]
+    along_y, along_x = (_legendre(a, n, degree) for a, n in zip(at, shape, strict=True))
+    terms = zip(coefficients, sky_terms(degree), strict=True)
+    sky = sum(float(c) * np.outer(along_y[:, j], along_x[:, i]) for c, (i, j) in terms)
+    return np.asarray(sky + splines[0] @ np.nan_to_num(heights).astype(np.float64) @ splines[1].T)
+
+
+def _splines(at: Floats, n: int, spacing: int) -> Float64:
+    """Splines (place, node) of an axis of n pixels at pixel positions."""
+    return _spline((at[:, None] + 0.5) / spacing + 1 - np.arange(-(-n // spacing) + 3))
+
+
 def solve_coarse(
     model: CoarseModel,
-    cells: Float64,
-    weights: Float64,
+    cells: CoarseCells,
+    priors: Priors,
     *,
-    noise: StreamNoise,
-    prior: SkyPrior,
-    level: float,
-    nodes: Bool | None = None,
-    node_rms: Float64 | None = None,
+    splines: Splines | None = None,
     shape: Float64 | None = None,
 ) -> CoarseFit:
     """Solve for sky, large sources and slow streams, the most probable together.
@@ -195,17 +278,10 @@ def solve_coarse(
     Parameters
     ----------
     model : CoarseModel
-    cells, weights : ndarray (coarse_y, coarse_x) float64
-        Values and inverse variances.
-    noise : StreamNoise
-        The streams' prior.
-    prior : SkyPrior
-    level : float
-        The sky's, that the prior is a part of.
-    nodes : ndarray (node_y, node_x) bool, optional
-        Where a large source may be.
-    node_rms : ndarray (node,) float64, optional
-        How high each of them may be.
+    cells : CoarseCells
+    priors : Priors
+    splines : Splines, optional
+        Of large sources.
     shape : ndarray (term - 1,) float64, optional
         The sky's coefficients but the first where they are known: only the level is solved for.
 
@@ -213,22 +289,24 @@ def solve_coarse(
     -------
     CoarseFit
     """
-    design = model.design()
-    if nodes is not None and nodes.any():
-        design = np.hstack([design, _node_design(model, nodes)])
-    n_terms = len(model.terms)
-    streams = _Streams(model.grid, noise, weights)
-    inner = streams.eliminate(design, cells, weights)
+    design, n_terms = model.design(), len(model.terms)
+    if splines is not None:
+        design = np.hstack([design, _node_design(model, splines.at)])
+    streams = _Streams(model.grid, priors.noise, cells.weight)
+    inner = streams.eliminate(design, *cells)
     matrix, vector = inner.matrix, inner.vector
-    if design.shape[1] > n_terms and node_rms is not None:
+    if splines is not None:
         at = np.arange(n_terms, design.shape[1])
-        matrix[at, at] += 1 / node_rms**2
+        matrix[at, at] += 1 / splines.rms**2
     information, heights = _marginalised(matrix, vector, n_terms)
-    sky = sky_posterior(information, model.terms, prior, level) if shape is None else _at_shape(information, shape)
+    if shape is not None:
+        sky = _at_shape(information, shape)
+    else:
+        sky = sky_posterior(information, model.terms, priors.sky, priors.level)
     everything = np.concatenate([sky, heights[:, -1] - heights[:, :-1] @ sky])
     slow = streams.levels(inner, everything).reshape(-1, model.grid.coarse_shape[0]).T
     per_amplifier = model.grid.coarse_shape[1] // slow.shape[1]
-    fit = (design @ everything).reshape(cells.shape) + np.repeat(slow, per_amplifier, axis=1)
+    fit = (design @ everything).reshape(cells.value.shape) + np.repeat(slow, per_amplifier, axis=1)
     return CoarseFit(sky, information, everything[n_terms:], fit, slow)
 
 

@@ -52,6 +52,22 @@ class StreamNoise(NamedTuple):
     exponent: float
 
 
+class StripePrior(NamedTuple):
+    """What is expected of the 1/f noise.
+
+    Attributes
+    ----------
+    exponent, exponent_rms : float
+        Its exponent, and by how much it may differ.
+    gate : float
+        Stripes below this many standard errors are taken for none.
+    """
+
+    exponent: float = 1.0
+    exponent_rms: float = 0.2
+    gate: float = 2.0
+
+
 class LagScatter(NamedTuple):
     """Scatter of the differences between the levels of rows that stand some rows apart.
 
@@ -204,9 +220,7 @@ def pool_scatters(scatters: Sequence[LagScatter]) -> LagScatter:
     return LagScatter(mean(common), mean(own), mean(error) / np.sqrt(n), sum(s.n_rows for s in scatters))
 
 
-def estimate_noise(
-    scatter: LagScatter, *, slots: int, white_noise: float, exponent: float, exponent_rms: float, gate: float
-) -> StreamNoise:
+def estimate_noise(scatter: LagScatter, *, slots: int, white_noise: float, prior: StripePrior) -> StreamNoise:
     """Strength and slope of the 1/f noise from the scatter of differences between rows.
 
     Parameters
@@ -217,10 +231,8 @@ def estimate_noise(
         Slots in a row.
     white_noise : float
         Standard deviation of one pixel.
-    exponent, exponent_rms : float
-        The exponent that is expected, and by how much it may differ.
-    gate : float
-        Scatter of neighbouring rows below this many standard errors is taken for none.
+    prior : StripePrior
+        Its gate is put to the scatter of neighbouring rows.
 
     Returns
     -------
@@ -229,11 +241,11 @@ def estimate_noise(
     floor = float(_NOTHING * white_noise**2)
     seen = np.isfinite(scatter.common)
     if not seen[0]:
-        return StreamNoise(floor, floor, exponent)
-    limit = gate * scatter.error[0]
+        return StreamNoise(floor, floor, prior.exponent)
+    limit = prior.gate * scatter.error[0]
     common = scatter.common[0] > limit
     own = scatter.own[0] > limit
-    exponent = _slope(scatter, seen, (common, own), slots, exponent, exponent_rms)
+    exponent = _slope(scatter, seen, (common, own), slots, prior)
     expected = lag_variance(slots, exponent)
     strength = [
         max(_strength(values, seen, expected), floor) if present else floor
@@ -252,11 +264,10 @@ def _slope(
     seen: NDArray[np.bool_],
     present: tuple[bool, bool],
     slots: int,
-    exponent: float,
-    exponent_rms: float,
+    prior: StripePrior,
 ) -> float:
     """Find the exponent that fits best, to the nearest of those compared."""
-    misfit = ((_EXPONENTS - exponent) / exponent_rms) ** 2
+    misfit = ((_EXPONENTS - prior.exponent) / prior.exponent_rms) ** 2
     error = _relative_error(scatter.n_rows)
     for values in (v for v, there in zip((scatter.common, scatter.own), present, strict=True) if there):
         usable = seen & (values > 2 * scatter.error)

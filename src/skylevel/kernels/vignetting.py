@@ -5,22 +5,24 @@ What the frames share is seen in their mean, whose noise is less, so that fainte
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from skylevel.errors import NoBackgroundError, ShapeError
 from skylevel.kernels.night_sky import (
+    DIFFERENCES,
     Background,
     Bool,
+    Fitting,
     Float,
     Float32,
     Grid,
     SurfaceFit,
     as_background,
     chebyshev,
-    check_fit,
+    check_boxes,
     fit_background,
     fit_surfaces,
     fit_table,
@@ -88,13 +90,9 @@ class Night(NamedTuple):
 def solve_night(
     frames: Sequence[OwnBoxes],
     grid: Grid,
+    fitting: Fitting | None = None,
     *,
     black_level: float = 0.0,
-    degree: int = 10,
-    own_degree: int = 10,
-    stiffness: float = 1.0,
-    rejection: float = 3.0,
-    tolerance: float = 2e-4,
     disagreement: float = 0.15,
 ) -> Night:
     """Return a night's backgrounds and vignetting, from the boxes of its frames.
@@ -104,12 +102,11 @@ def solve_night(
     frames : sequence of OwnBoxes
         Of frames of one camera, lens and pointing; arrays (channel, mesh_y, mesh_x). Their order does not matter.
     grid : Grid
+    fitting : Fitting, optional
+        Of the night's mean and of what frames differ by from it; the mean of n frames is believed to
+        ``tolerance / sqrt(n)``.
     black_level : float
         What a pixel without light reads, in the units of the frames. The vignetting alone depends on it.
-    degree, stiffness, rejection, tolerance
-        As in `fit_background`; the mean of n frames is believed to ``tolerance / sqrt(n)``.
-    own_degree : int
-        Of the surface by which a frame differs from the night's mean.
     disagreement : float
         A frame of whose boxes more than this share differ from the mean otherwise is left to itself.
 
@@ -131,31 +128,29 @@ def solve_night(
     -----
     Extra memory: 20 bytes for each box of each frame.
     """
+    fitting = (fitting or Fitting()).check()
     _check_alike(frames)
-    single: dict[str, Any] = {"degree": degree, "stiffness": stiffness, "rejection": rejection}
     for boxes in frames:
-        check_fit(boxes, grid, tolerance=tolerance, **(single | {"degree": min(degree, own_degree)}))
-    own = _own_parts(frames, grid, degree=own_degree, stiffness=stiffness)
+        check_boxes(boxes, grid)
+    own = _own_parts(frames, grid, fitting)
     share = np.array([_rejected_share(boxes, part) for boxes, part in zip(frames, own, strict=True)], np.float32)
     agrees = _agreeing(share, disagreement)
     members = [boxes for boxes, agree in zip(frames, agrees, strict=True) if agree]
     parts = [part for part, agree in zip(own, agrees, strict=True) if agree]
-    together = (
-        _solve_together(members, parts, grid, own_degree=own_degree, tolerance=tolerance, **single) if members else None
-    )
+    together = _solve_together(members, parts, grid, fitting) if members else None
     own_of = dict(zip(np.flatnonzero(agrees).tolist(), together.own if together else [], strict=True))
     backgrounds = [
-        _sum(together.shared.coefficients, own_of[k].coefficients)
+        together.shared.coefficients + own_of[k].coefficients.astype(np.float32)
         if together and k in own_of
-        else fit_background(boxes, grid, tolerance=tolerance, **single).coefficients
+        else fit_background(boxes, grid, fitting).coefficients
         for k, boxes in enumerate(frames)
     ]
     shift = np.full((len(frames), 2), np.nan, np.float32)
     if together:
         shift[agrees] = together.shift * grid.box_size
-    coefficients = np.stack([_padded(background, max(degree, own_degree) + 1) for background in backgrounds])
+    coefficients = np.stack(backgrounds)
     night_sky = coefficients[agrees if agrees.any() else slice(None)].mean(axis=0, dtype=np.float64)
-    lens = np.stack([_vignetting(channel, grid, black_level, degree) for channel in night_sky])
+    lens = np.stack([_vignetting(channel, grid, black_level, fitting.degree) for channel in night_sky])
     gradient = np.stack([_gradients(background, lens, grid, black_level) for background in coefficients])
     return Night(coefficients, together.shared if together else None, lens, gradient, shift, share, agrees)
 
@@ -168,27 +163,25 @@ def _check_alike(frames: Sequence[OwnBoxes]) -> None:
         raise ShapeError(f"frames of one night have different numbers of channels: {sorted(channels)}")
 
 
-def _own_parts(frames: Sequence[OwnBoxes], grid: Grid, *, degree: int, stiffness: float) -> list[SurfaceFit]:
+def _own_parts(frames: Sequence[OwnBoxes], grid: Grid, fitting: Fitting) -> list[SurfaceFit]:
     """Return the surface by which each frame differs from the night."""
     # A mean of skies that move is smooth, a median is not; of what is left without their motion a median is, and no
     # frame that disagrees is in it.
     mean = _mean(np.stack([boxes.level for boxes in frames]))
-    moved = [_difference(boxes, mean, grid, degree, stiffness) for boxes in frames]
+    moved = [_difference(boxes, mean, grid, fitting) for boxes in frames]
     still = np.stack([boxes.level - part.surface for boxes, part in zip(frames, moved, strict=True)])
     middle = _median(still)
-    return [_difference(boxes, middle, grid, degree, stiffness) for boxes in frames]
+    return [_difference(boxes, middle, grid, fitting) for boxes in frames]
 
 
-def _difference(boxes: OwnBoxes, night: Float, grid: Grid, degree: int, stiffness: float) -> SurfaceFit:
+def _difference(boxes: OwnBoxes, night: Float, grid: Grid, fitting: Fitting) -> SurfaceFit:
     """Return the surface by which a frame differs from the night.
 
     Light that stands still is in no difference: boxes are judged alike on both sides, and each by itself, as those that
     differ are where a star crosses from one into the next.
     """
-    return fit_surfaces(
-        boxes.level - night, level_error(boxes), grid,
-        degree=degree, stiffness=stiffness, rejection=_OUTLIER, tolerance=0.0, widths=(0.0,), one_sided=False,
-    )  # fmt: skip
+    free = fitting._replace(rejection=_OUTLIER, tolerance=0.0)
+    return fit_surfaces(boxes.level - night, level_error(boxes), grid, free, DIFFERENCES)
 
 
 def _mean(stack: Float32) -> Float:
@@ -226,34 +219,24 @@ class _Together(NamedTuple):
 
 
 def _solve_together(
-    frames: list[OwnBoxes],
-    own: list[SurfaceFit],
-    grid: Grid,
-    *,
-    own_degree: int,
-    degree: int,
-    stiffness: float,
-    rejection: float,
-    tolerance: float,
+    frames: list[OwnBoxes], own: list[SurfaceFit], grid: Grid, fitting: Fitting
 ) -> _Together:
     """Return what frames share and how they differ, large objects moved to where they stand in the mean.
 
     A surface would take the difference between an object and its shifted self for the sky's.
     """
     # What a surface cannot follow stays as it is, however many frames there are; what was seen of it does not.
-    believed = tolerance / float(np.sqrt(len(frames)))
+    believed = fitting._replace(tolerance=fitting.tolerance / float(np.sqrt(len(frames))))
     moved, shift = frames, np.zeros((len(frames), 2))
     for left in reversed(range(_SHIFT_ROUNDS + 1)):
         mean, error = _night_mean(moved, own)
-        fit = fit_surfaces(
-            mean, error, grid, degree=degree, stiffness=stiffness, rejection=rejection, tolerance=believed
-        )
+        fit = fit_surfaces(mean, error, grid, believed)
         if not left:
             break
         slopes = _slopes(mean, fit)
         shift = np.stack([_shift(boxes, part, mean, slopes) for boxes, part in zip(frames, own, strict=True)])
         moved = [_moved(boxes, slopes, by) for boxes, by in zip(frames, shift, strict=True)]
-        own = [_difference(boxes, mean, grid, own_degree, stiffness) for boxes in moved]
+        own = [_difference(boxes, mean, grid, fitting) for boxes in moved]
     return _Together(as_background(fit, grid), own, shift)
 
 
@@ -295,18 +278,6 @@ def _night_mean(frames: list[OwnBoxes], own: list[SurfaceFit]) -> tuple[Float, F
     seen = weight > 0
     weight = np.where(seen, weight, 1.0)
     return np.where(seen, total / weight, np.nan), np.where(seen, 1.0 / np.sqrt(weight), np.inf)
-
-
-def _padded(coefficients: Float32, n_orders: int) -> Float32:
-    """Return coefficients (channel, order_y, order_x) with zeros up to `n_orders` a side."""
-    missing = n_orders - coefficients.shape[1]
-    return np.pad(coefficients, ((0, 0), (0, missing), (0, missing)))
-
-
-def _sum(shared: Float32, own: Float) -> Float32:
-    """Return the sum of coefficients of different orders."""
-    n_orders = max(shared.shape[1], own.shape[1])
-    return _padded(shared, n_orders) + _padded(own.astype(np.float32), n_orders)
 
 
 def _vignetting(night_sky: Float, grid: Grid, black_level: float, degree: int) -> Float32:

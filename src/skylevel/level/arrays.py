@@ -64,6 +64,13 @@ def as_array(value: Any, shape: tuple[int, ...], dtype: Any) -> Array:
     return np.asarray(value, dtype)
 
 
+def beside(image: Array, function: Callable[..., Any], *args: Any, dtype: Any) -> Array:
+    """Return an array of an image's shape that a function gives: now, or of a Dask array, later."""
+    if isinstance(image, da.Array):
+        return da.from_delayed(delayed(function)(*args), image.shape, dtype).rechunk(image.chunks)
+    return function(*args)
+
+
 def stack(arrays: Sequence[Array]) -> Array:
     """Stack arrays along a new first axis."""
     return da.stack(arrays) if any(map(is_lazy, arrays)) else np.stack(arrays)

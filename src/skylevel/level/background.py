@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from skylevel.errors import UnsupportedFrameError
 from skylevel.kernels.mesh import BoxStatistics, Mesh, Surface, finish_mesh
 from skylevel.kernels.mosaic import subtract_backgrounds
+from skylevel.kernels.night_pixels import Levelling, level_pixels
 from skylevel.kernels.pattern import ColorPattern
 from skylevel.kernels.tile import Tile
 from skylevel.level.arrays import Array, Output, as_array, gather, later, map_tiles, read_separately, whole_boxes
@@ -18,6 +19,9 @@ from skylevel.level.frames import MESH_DIMS, frame_name, mesh_coordinates, mesh_
 
 # Statistics of a box: level, rms and count.
 N_STATISTICS = len(BoxStatistics._fields)
+
+# The surface of a method that fits one, beside its values in the boxes.
+COEFFICIENTS = "background_coefficients"
 
 # Pixels of a block of a background image that nobody chunked.
 _BLOCK_PIXELS = 4 << 20
@@ -121,7 +125,12 @@ def background_image(measured: xr.Dataset) -> xr.DataArray:
     box_size, shape = (tuple(int(n) for n in mesh.attrs[name]) for name in ("box_size", "image_shape"))
     rows = max(_BLOCK_PIXELS // shape[1], 1)
     pixels = da.zeros(shape, np.float32, chunks=(rows, -1))
-    image = map_tiles(_surface, pixels, gather(mesh.data), box_size, _pattern(measured), output=Output(np.float32))
+    pattern, output = _pattern(measured), Output(np.float32)
+    if COEFFICIENTS in measured:
+        parts = (gather(measured[name].data) for name in (COEFFICIENTS, "black_level"))
+        image = map_tiles(_smooth_surface, pixels, *parts, pattern, output=output)
+    else:
+        image = map_tiles(_surface, pixels, gather(mesh.data), box_size, pattern, output=output)
     attrs = {"units": mesh.attrs["units"], "long_name": "background"}
     return xr.DataArray(image, dims=("y", "x"), name="background_image", attrs=attrs)
 
@@ -147,3 +156,11 @@ def _surface(
     return subtract_backgrounds(
         tile.core_pixels(), pattern, list(mesh), box_size=box_size, norms=minus, pedestal=0.0, origin=origin
     )
+
+
+def _smooth_surface(
+    tile: Tile, light: NDArray[np.float32], black_level: NDArray[np.float32], pattern: ColorPattern
+) -> NDArray[np.float32]:
+    how = Levelling.of(light, black_level, norms=[-1.0] * len(light))
+    origin = (tile.core[0].start, tile.core[1].start)
+    return level_pixels(tile.core_pixels(), pattern, how, origin=origin, shape=tile.shape)

@@ -12,6 +12,7 @@ from skylevel.kernels.pattern import ColorPattern
 from skylevel.kernels.tile import Tile
 from skylevel.level.arrays import Array, Output, gather, later, map_tiles, stack
 from skylevel.level.background import (
+    COEFFICIENTS,
     N_STATISTICS,
     box_output,
     finished_mesh,
@@ -21,6 +22,7 @@ from skylevel.level.background import (
 )
 from skylevel.level.frames import color_pattern, raw_mosaic
 from skylevel.level.images import levels_mosaics
+from skylevel.level.smooth import estimate_smooth, subtract_smooth
 from skylevel.recipes import Channels
 
 # Rounds of sigma clipping: those of the SigmaClip that the night-sky notebook makes.
@@ -68,8 +70,11 @@ def estimate_channels(frame: xr.Dataset, recipe: Channels) -> xr.Dataset:
     -------
     Dataset
         ``background`` and ``background_rms`` (channel, mesh_y, mesh_x) float32 in ADU, and ``exclude_percentile``
-        (channel,); the coordinate `channel` holds the colour letters.
+        (channel,); the coordinate `channel` holds the colour letters. With the method "smooth", what
+        `skylevel.level.smooth.estimate_smooth` says.
     """
+    if recipe.method == "smooth":
+        return estimate_smooth(frame, recipe)
     raw, pattern = raw_mosaic(frame), color_pattern(frame)
     box_size = clip_box_size(recipe.box_size, raw.shape)
     meshes = _meshes(raw.data, pattern, box_size, recipe)
@@ -88,6 +93,8 @@ class Subtraction(NamedTuple):
 
 def subtract_channels(frame: xr.Dataset, estimate: xr.Dataset, recipe: Channels) -> xr.DataArray:
     """Return the frame's mosaic (y, x) float32 less each channel's background, scaled by the recipe's norms."""
+    if COEFFICIENTS in estimate:
+        return subtract_smooth(frame, estimate, recipe)
     raw, pattern = raw_mosaic(frame), color_pattern(frame)
     norms = [recipe.norms.get(channel, 1.0) for channel in pattern.channels]
     how = Subtraction(clip_box_size(recipe.box_size, raw.shape), norms, recipe.pedestal)

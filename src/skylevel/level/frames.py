@@ -1,5 +1,8 @@
 """What a frame must have to be levelled."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import xarray as xr
 
@@ -7,6 +10,15 @@ from skylevel.errors import UnsupportedFrameError
 from skylevel.kernels.pattern import ColorPattern
 
 MESH_DIMS = ("mesh_y", "mesh_x")
+
+# What tells of rows without a truth: meaning, and in which power of the image's unit.
+JUDGED: Mapping[str, tuple[str, int]] = {
+    "stripes_before": ("neighbouring rows' difference on pixels kept out, white noise off", 1),
+    "stripes_after": ("the same of the levelled image", 1),
+    "scatter_after": ("scatter of neighbouring rows on pixels kept out, over that of white noise", 0),
+    "source_flux": ("light of sources above the sky, in some of the rows", 1),
+    "source_flux_after": ("the same of the levelled image", 1),
+}
 
 
 def science_image(frame: xr.Dataset) -> xr.DataArray:
@@ -71,6 +83,16 @@ def mesh_coordinates(shape: tuple[int, int], box_size: tuple[int, int]) -> dict[
 def mesh_shape(shape: tuple[int, ...], box_size: tuple[int, int]) -> tuple[int, int]:
     """Return how many boxes (mesh_y, mesh_x) an image (y, x) has."""
     return -(-shape[0] // box_size[0]), -(-shape[1] // box_size[1])
+
+
+def about_measured(meaning: str, power: int, unit: str) -> dict[str, Any]:
+    """Return the attributes of what is measured in a power of the image's unit."""
+    return {"units": unit_power(unit, power), "long_name": meaning}
+
+
+def unit_power(unit: str, power: int) -> str:
+    """Return a power of a unit as astropy reads it; empty where the unit is unknown, or the power 0."""
+    return unit if power == 1 or not unit else f"({unit})**{power}" if power else ""
 
 
 def _variable(frame: xr.Dataset, name: str, wanted: str) -> xr.DataArray:

@@ -1,4 +1,4 @@
-"""The row method: from each detector row, the median of its source-free pixels."""
+"""The row methods: from each detector row its level, the median of its source-free pixels or the stripes alone."""
 
 from functools import partial
 from typing import Any
@@ -7,25 +7,32 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from skylevel.io.masks import read_mask
+from skylevel.kernels.amplifiers import Amplifiers
 from skylevel.kernels.mesh import Clipping, Mesh, box_statistics, clip_box_size
+from skylevel.kernels.row_metrics import judged_light, judged_stripes
 from skylevel.kernels.sources import Detection, above_threshold, connected, smooth
 from skylevel.kernels.stripes import row_level
 from skylevel.kernels.tile import Tile
-from skylevel.level.arrays import Array, Output, gather, later, map_rows, map_tiles
+from skylevel.level.arrays import Array, Output, as_array, beside, gather, later, map_rows, map_tiles
 from skylevel.level.background import box_output, finished_mesh, measure_boxes, mesh_dataset, mesh_fields
-from skylevel.level.frames import science_image
+from skylevel.level.frames import JUDGED, about_measured, science_image
 from skylevel.level.images import levels_images
+from skylevel.level.streams import amplifiers_of, column_amplifiers, estimate_streams, levels_at
 from skylevel.recipes import Rows
 
 # Rounds of sigma clipping: the default of photutils' Background2D.
 _ROUNDS = 10
+
+# Pairs of rows that judge the medians, at the least, and rows between two of them, at the most.
+_JUDGED_PAIRS, _JUDGED_STEP = 32, 64
 
 _MASK_ABOUT = {"long_name": "pixels of sources"}
 
 
 @levels_images
 def level_rows(frame: xr.Dataset, recipe: Rows | None = None) -> xr.Dataset:
-    """Subtract from each detector row the median of its source-free pixels.
+    """Subtract from each detector row its level: the median of its source-free pixels, or the stripes alone.
 
     Parameters
     ----------
@@ -51,7 +58,7 @@ def level_rows(frame: xr.Dataset, recipe: Rows | None = None) -> xr.Dataset:
     """
     recipe = recipe or Rows()
     estimate = estimate_rows(frame, recipe)
-    levelled = frame.assign({"sci": subtract_rows(frame, estimate), **estimate.data_vars})
+    levelled = frame.assign({"sci": subtract_rows(frame, estimate, recipe), **estimate.data_vars})
     return levelled.assign_coords(estimate.coords).assign_attrs(recipe.provenance())
 
 
@@ -71,19 +78,28 @@ def estimate_rows(frame: xr.Dataset, recipe: Rows, *, detection: xr.Dataset | No
     Dataset
         ``source_mask`` (y, x) bool; ``background`` and ``background_rms`` (mesh_y, mesh_x) float32; ``row_level`` (y,)
         or, where the stripes are vertical, (x,), in the units and dtype of `sci`, NaN where no pixel was left;
-        ``exclude_percentile`` () the exclusion that left a box.
+        ``exclude_percentile`` () the exclusion that left a box. By the method "streams", ``row_level`` (y, amplifier)
+        or (x, amplifier) float32, of mean 0, the sky and large sources as ``background`` in boxes, and what a group
+        levels again with (cells, their weights, the sky's coefficients), each with its meaning and unit.
     """
-    image = science_image(frame)
+    image, dim = _counted_image(frame, recipe), stripe_dim(frame, recipe)
+    if recipe.method == "streams":
+        return estimate_streams(image, frame.attrs, recipe, dim)
     found = detect_rows(frame, recipe) if detection is None else detection
-    dim = stripe_dim(frame, recipe)
     levels = _levels(image.data, found["source_mask"].data, dim, recipe)
-    about = {"units": image.attrs.get("units", ""), "long_name": f"level of each {'row' if dim == 'y' else 'column'}"}
-    return found.drop_vars("row_level", errors="ignore").assign(row_level=((dim,), levels, about))
+    unit = image.attrs.get("units", "")
+    about = {"units": unit, "long_name": f"level of each {'row' if dim == 'y' else 'column'}"}
+    across, masked = (a if dim == "y" else a.T for a in (image.data, found["source_mask"].data))
+    n_amplifiers = amplifiers_of(frame.attrs, across.shape[1], dim).count
+    judged = _judged_medians(across, masked, levels, n_amplifiers, recipe)
+    kept = found.drop_vars(["row_level", *JUDGED], errors="ignore").assign(row_level=((dim,), levels, about))
+    fields = {name: as_array(later(_item, judged, name), (), np.float64) for name in JUDGED}
+    return kept.assign({name: ((), v, about_measured(*JUDGED[name], unit)) for name, v in fields.items()})
 
 
 def detect_rows(frame: xr.Dataset, recipe: Rows) -> xr.Dataset:
     """Find the sources: the first half of `estimate_rows`, ``source_mask`` and the background that found them."""
-    image = science_image(frame)
+    image = _counted_image(frame, recipe)
     box_size = clip_box_size(recipe.box_size, image.shape)
     mesh = _mesh(image.data, box_size, recipe)
     background = mesh_dataset(mesh_fields(mesh, image.shape, box_size), image, box_size)
@@ -91,11 +107,53 @@ def detect_rows(frame: xr.Dataset, recipe: Rows) -> xr.Dataset:
     return background.assign(source_mask=(("y", "x"), mask, _MASK_ABOUT))
 
 
-def subtract_rows(frame: xr.Dataset, estimate: xr.Dataset) -> xr.DataArray:
-    """Return the frame's `sci` less its row levels; a row without a level keeps its values."""
+def _counted_image(frame: xr.Dataset, recipe: Rows) -> xr.DataArray:
+    """Return `sci` with NaN where a pixel's flags, or the user's mask, say that it does not count."""
     image = science_image(frame)
+    if recipe.dq_flags and "dq" in frame:
+        image = image.where((frame["dq"] & np.uint32(recipe.dq_flags)) == 0)
+    if recipe.mask:
+        cards = str(frame.attrs.get("wcs", ""))
+        of_user = beside(image.data, read_mask, recipe.mask, image.shape, cards, dtype=np.bool_)
+        image = image.where(~xr.DataArray(of_user, dims=image.dims))
+    return image
+
+
+def subtract_rows(
+    frame: xr.Dataset, estimate: xr.Dataset, recipe: Rows | None = None, group: xr.Dataset | None = None
+) -> xr.DataArray:
+    """Return the frame's `sci` less its row levels; a row without a level keeps its values.
+
+    `group` is what its group knows together, where it has one, and `recipe` that of both.
+    """
+    image = science_image(frame)
+    if "amplifier" in estimate["row_level"].dims:
+        return _subtract_streams(image, estimate, levels_at(estimate, group, recipe or Rows()))
     levelled = image - estimate["row_level"].fillna(0).astype(image.dtype)
     return levelled.transpose(*image.dims).assign_attrs(image.attrs)
+
+
+def _subtract_streams(image: xr.DataArray, estimate: xr.Dataset, levels: Array) -> xr.DataArray:
+    vertical = estimate["row_level"].dims[0] == "x"
+    pixels, layout = image.data, (estimate[name].data for name in ("amplifier_first", "amplifier_width"))
+    amplifier = later(_column_amplifiers, *layout, estimate.sizes["amplifier"], image.sizes["y" if vertical else "x"])
+    return image.copy(
+        data=map_tiles(_less_levels, pixels, gather(levels), amplifier, vertical, output=Output(pixels.dtype))
+    )
+
+
+def _column_amplifiers(first: NDArray[np.int64], width: NDArray[np.int64], n: int, n_x: int) -> NDArray[np.intp]:
+    return column_amplifiers(Amplifiers(int(first), int(width), (False,) * n), n_x)
+
+
+def _less_levels(
+    tile: Tile, levels: NDArray[np.floating], amplifier: NDArray[np.intp], vertical: bool
+) -> NDArray[np.floating]:
+    """Subtract levels (row, amplifier) from a tile's own pixels."""
+    pixels = tile.core_pixels()
+    rows, columns = tile.core[::-1] if vertical else tile.core
+    taken = levels[rows][:, amplifier[columns]].astype(pixels.dtype)
+    return pixels - (taken.T if vertical else taken)
 
 
 def stripe_dim(frame: xr.Dataset, recipe: Rows) -> str:
@@ -167,3 +225,26 @@ def _mask(tile: Tile, mesh: Mesh, box_size: tuple[int, int], detection: Detectio
 def _levels(image: Array, mask: Array, dim: str, recipe: Rows) -> Array:
     level = partial(row_level, positive_only=recipe.positive_only)
     return map_rows(level, image, mask) if dim == "y" else map_rows(level, image.T, mask.T)
+
+
+def _judged_medians(image: Array, mask: Array, levels: Array, n_amplifiers: int, recipe: Rows) -> Any:
+    """Judge rows' medians, in pairs of neighbouring rows here and there: those of even columns by odd ones."""
+    step = min(max(image.shape[0] // _JUDGED_PAIRS, 2), _JUDGED_STEP)
+    n = (image.shape[0] - step // 2) // step
+    pairs = [slice(step // 2 + k - 1, step // 2 + k - 1 + n * step, step) for k in (0, 1)]
+    parts = [gather(array[rows]) for array in (image, mask, levels) for rows in pairs]
+    return later(_judge_pairs, *parts, n_amplifiers, recipe.positive_only)
+
+
+def _judge_pairs(*given: Any) -> dict[str, float]:
+    image, mask, level = (np.stack(given[k : k + 2], axis=1) for k in (0, 2, 4))
+    n_amplifiers, positive_only = given[6:]
+    even = [row_level(image[:, k, ::2], mask[:, k, ::2], positive_only=positive_only) for k in (0, 1)]
+    odd, free = image[..., 1::2], ~mask[..., 1::2]
+    less = odd - np.stack(even, axis=1)[..., None]
+    light = judged_light(image[:, 0], mask[:, 0], np.broadcast_to(level[:, 0, None], image[:, 0].shape))
+    return {**judged_stripes(odd, less, free, n_amplifiers), **light}
+
+
+def _item(found: dict[str, float], name: str) -> float:
+    return found[name]

@@ -1,13 +1,14 @@
 """What a program's exposures know together: a group's small arrays in, one result for the group back into the store."""
 
 from skylevel.errors import StoreError
+from skylevel.io.records import stacked_small
 from skylevel.io.store import ProgramStore
 from skylevel.program.ledger import Group
 from skylevel.program.plan import Exposure
-from skylevel.program.tasks import require_version
+from skylevel.program.tasks import require_place, require_version
 
 
-def combine_group(group: Group, members: list[Exposure], key: str, url: str, version: str) -> int:
+def combine_group(group: Group, members: list[Exposure], key: str, url: str, version: str) -> str:
     """Combine a group of measured exposures, and store the result under the key of its members.
 
     Parameters
@@ -25,8 +26,8 @@ def combine_group(group: Group, members: list[Exposure], key: str, url: str, ver
 
     Returns
     -------
-    int
-        How many were combined.
+    str
+        What was combined, in words.
 
     Raises
     ------
@@ -36,11 +37,14 @@ def combine_group(group: Group, members: list[Exposure], key: str, url: str, ver
     require_version(version)
     store, job, recipe = ProgramStore(url), members[0].job, members[0].recipe
     node = group[0]
-    places = sorted(member.place.index for member in members if member.place)
+    in_order = sorted((member for member in members if member.place), key=lambda member: member.name)
+    places = [require_place(member, store) for member in in_order]
     try:
-        together = store.open_node(node).isel(exposure=places)
-        result = job.combine(together, recipe).load()
-    except (OSError, ValueError, RuntimeError) as error:
+        records = store.read_records(places)
+        together = store.open_node(node).isel(exposure=[place.index for place in places])
+        named = together.assign_coords(exposure=[member.name for member in in_order])
+        result = job.combine(named.assign(stacked_small([records[place] for place in places])), recipe).load()
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise StoreError(f"{url}: what it holds of the group {group[1]} is damaged: {error}") from error
     store.write_group(node, group[1], result, key)
-    return len(places)
+    return f"combined {len(places)} exposures" + str(result.attrs.get("finding", ""))

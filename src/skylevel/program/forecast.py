@@ -119,6 +119,7 @@ def _need(exposure: Exposure) -> Need:
     facts = exposure.facts or Facts("", (1, size // 2), {})
     of_products = max((job.products[product].bytes_per_pixel for product in exposure.outputs), default=0)
     copied = job.copied_bytes(size, facts, exposure.layout) if exposure.facts else 0
-    output = facts.n_pixels * (_OUTPUT_BYTES_PER_PIXEL * len(exposure.outputs) + job.stored_bytes_per_pixel) + copied
+    of_outputs = _OUTPUT_BYTES_PER_PIXEL * len(exposure.outputs) + job.stored_bytes_per_pixel(exposure.recipe)
     kind = (exposure.recipe.name, *facts.instrument)
-    return Need(kind, _BASE_BYTES + (job.bytes_per_pixel + of_products) * facts.n_pixels, int(output))
+    memory = _BASE_BYTES + (job.bytes_per_pixel(exposure.recipe) + of_products) * facts.n_pixels
+    return Need(kind, int(memory), int(facts.n_pixels * of_outputs) + copied)

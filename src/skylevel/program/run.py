@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from skylevel.html import table
 from skylevel.io.lock import Lock, Share
 from skylevel.io.remote import remove_leftovers
 from skylevel.io.store import ProgramStore
+from skylevel.jobs import job_of
 from skylevel.memory import process_memory
 from skylevel.program.associations import write_associations
 from skylevel.program.cluster import check_workers, connect, worker_memory
@@ -66,12 +68,15 @@ class ProgramResult:
         Why each other one failed, by name.
     skipped : list of str
         Exposures that were done already.
+    advice : list of str
+        What their jobs suggest for those that were worked on, by what was measured.
     """
 
     output: str
     done: list[Record] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
+    advice: list[str] = field(default_factory=list)
 
     @property
     def store(self) -> str:
@@ -183,6 +188,7 @@ def run_plan(
         if left:
             with (target or Target()).connected(len(left)) as client:
                 _execute(session, _Cluster(client, session), progress)
+        _describe(session)
     return session.result
 
 
@@ -203,6 +209,7 @@ def run_partition(
         log.info("share %d of %d: %d exposures, %d done already", *share, len(left) + len(skipped), len(skipped))
         if left:
             _execute(session, _ThisProcess(session), progress)
+        _describe(session)
     return session.result
 
 
@@ -238,6 +245,7 @@ def _export(
         session = _Session(store, lock, plan, steps, forecast(measured), result)
         with target.connected(len(measured)) as client:
             _execute(session, _Cluster(client, session), progress)
+        _describe(session)
     return result
 
 
@@ -290,11 +298,29 @@ def _execute(session: _Session, workers: "_Workers", progress: Progress | None) 
         # The last two shares may both be the last to have measured their own.
         with session.store.combining():
             _execute_groups(session, workers, counted(progress, len(alone), total))
+
+
+def _describe(session: _Session) -> None:
+    """Write what is known of the exposures beside what was measured of them, unless an earlier run did."""
     try:
         describe_program(session.store, session.plan)
     except OSError as error:
         # Such as a full disk: what is measured is stored without it, and the next run writes it.
         log.warning("%s: names and header facts are not written: %s", session.store.url, error)
+    session.result.advice.extend(_advice(session))
+
+
+def _advice(session: _Session) -> list[str]:
+    """Return what jobs suggest for the exposures that were worked on."""
+    done = {record.name for record in session.result.done}
+    placed = {e.place: e for e in session.plan if e.place and e.name in done}
+    metrics: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    recipes = {}
+    for place, record in session.store.read_records(placed).items():
+        recipe = placed[place].recipe
+        recipes[recipe.hash] = recipe
+        metrics[recipe.hash].append(record["metrics"])
+    return [text for key, recipe in recipes.items() if (text := job_of(recipe).advice(metrics[key], recipe))]
 
 
 def _execute_groups(session: _Session, workers: "_Workers", progress: Progress) -> None:
@@ -304,8 +330,8 @@ def _execute_groups(session: _Session, workers: "_Workers", progress: Progress) 
     stale = [group for group in ledger.stale_groups if group not in waiting]
     for group in stale:
         key = str(ledger.group_key(group))
-        n_members = workers.combine(group, members[group], key, session.store.url)
-        log.info("%s: combined %d exposures", "/".join(group), n_members)
+        found = workers.combine(group, members[group], key, session.store.url)
+        log.info("%s: %s", "/".join(group), found)
     ledger = Ledger(session.store, session.plan)
     asked_for = {exposure.name for exposure in session.left()}
     exposures = [
@@ -346,8 +372,8 @@ class _Workers(Protocol):
     ) -> Generator[Outcome, None, None]:
         """Do some steps of some exposures, and yield each with what came of it, as they finish."""
 
-    def combine(self, group: Group, members: list[Exposure], key: str, url: str) -> int:
-        """Combine a group; returns how many there were."""
+    def combine(self, group: Group, members: list[Exposure], key: str, url: str) -> str:
+        """Combine a group; returns what was found, in words."""
 
 
 class _ThisProcess:
@@ -375,7 +401,7 @@ class _ThisProcess:
             except Exception as error:
                 yield exposure, error
 
-    def combine(self, group: Group, members: list[Exposure], key: str, url: str) -> int:
+    def combine(self, group: Group, members: list[Exposure], key: str, url: str) -> str:
         return combine_group(group, members, key, url, __version__)
 
 
@@ -410,9 +436,9 @@ class _Cluster:
             if exposure.name in self._large:
                 yield exposure, self._in_blocks(exposure, steps[exposure.name], self._where(exposure, group_keys))
 
-    def combine(self, group: Group, members: list[Exposure], key: str, url: str) -> int:
+    def combine(self, group: Group, members: list[Exposure], key: str, url: str) -> str:
         call = partial(combine_group, group, members, key, url, __version__)
-        return int(self._result(call))
+        return str(self._result(call))
 
     def _where(self, exposure: Exposure, group_keys: Mapping[str, str]) -> Where:
         return Where(self._url, __version__, group_keys.get(exposure.name))

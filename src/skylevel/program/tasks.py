@@ -22,10 +22,11 @@ from threadpoolctl import ThreadpoolController
 from skylevel.errors import ClusterError, StoreError, UnsupportedFrameError
 from skylevel.io.frame import open_frame
 from skylevel.io.nodes import Chunks, Place
-from skylevel.io.records import is_small, small_values
+from skylevel.io.records import PICTURE, is_small, small_values
 from skylevel.io.remote import local_input, local_output
 from skylevel.io.store import ProgramStore
 from skylevel.jobs import Measured, Writing
+from skylevel.jobs.picture import picture_of
 from skylevel.level.arrays import compute_here, is_lazy, write_chunks
 from skylevel.memory import keep_freed_memory, peak_memory
 from skylevel.program.ledger import Steps
@@ -240,7 +241,7 @@ def read_frame(path: Path, exposure: Exposure) -> xr.Dataset:
     frame, job = open_frame(path), exposure.job
     if frame.attrs["kind"] != job.kind:
         raise UnsupportedFrameError(f"{path}: the recipe {job.recipe.name!r} does not level this kind of file")
-    return frame[[job.variable]]
+    return frame[[name for name in job.variables(exposure.recipe) if name in frame or name == job.variable]]
 
 
 def in_blocks(frame: xr.Dataset, exposure: Exposure) -> xr.Dataset:
@@ -363,7 +364,8 @@ def _export(exposure: Exposure, leveling: Leveling, store: ProgramStore, record:
         found = store.read_group(*exposure.group)
         if found is None or found[0] != where.group_key:
             raise StoreError(f"{exposure.source}: what its group knows is not in {store.url}; run the program again")
-        group = found[1]
+        # Its own values, of what has one an exposure.
+        group = found[1].sel(exposure=exposure.name) if "exposure" in found[1].dims else found[1]
     writing = Writing(exposure.layout, *cards_of(exposure.recipe.provenance()))
     measured = Measured(
         job=exposure.job, frame=leveling.frame, estimate=leveling.estimate, recipe=exposure.recipe, group=group,
@@ -374,8 +376,20 @@ def _export(exposure: Exposure, leveling: Leveling, store: ProgramStore, record:
             with local_output(url) as path:
                 remark = exposure.job.products[kind].write(path, measured)
             record.say(f"wrote {url}" + (f"; {remark}" if remark else ""))
-    exported = {"exported": exposure.export_key(where.group_key), "export_metrics": record.metrics()}
+    with record.stage("picture"):
+        picture = _picture(measured, record)
+    metrics = {**record.metrics(), "line_scatter": picture.get("scatter", {})}
+    exported = {"exported": exposure.export_key(where.group_key), "export_metrics": metrics, PICTURE: picture}
     store.write_record(require_place(exposure, store), leveling.kept | exported)
+
+
+def _picture(measured: Measured, record: Record) -> dict[str, Any]:
+    """Return an exposure's picture; its files are written, so where it has none it is done all the same."""
+    try:
+        return picture_of(measured)
+    except (ArithmeticError, LookupError, MemoryError, OSError, TypeError, ValueError) as error:
+        record.say(f"has no picture: {type(error).__name__}: {error}")
+        return {}
 
 
 def require_version(client_version: str) -> None:

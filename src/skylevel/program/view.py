@@ -10,9 +10,12 @@ import xarray as xr
 
 from skylevel.errors import StoreError
 from skylevel.io.nodes import RECORD, Place
+from skylevel.io.records import plain, stacked_small
 from skylevel.io.store import ProgramStore
+from skylevel.level.frames import unit_power
 from skylevel.program.ledger import Ledger, Steps
 from skylevel.program.plan import Exposure, read_plan, store_url
+from skylevel.recipes import canonical_hash
 
 # Facts of an exposure, and numbers measured of it, that become coordinates along `exposure`.
 FACTS = {
@@ -27,9 +30,14 @@ FACTS = {
 METRICS = {
     "masked_fraction": {"units": "1", "long_name": "share of the pixels in sources"},
     "unlevelled": {"units": "1", "long_name": "rows or columns left as they were"},
+    "boxes_left_out": {"units": "1", "long_name": "share of the boxes that hold light, or no pixel"},
 }
-# Arrays in the units of the exposure.
-_IN_ITS_UNITS = ("row_level", "background", "background_rms")
+# Arrays in powers of the unit of the exposure.
+_POWERS = {
+    **dict.fromkeys(("row_level", "background", "background_rms", "cell", "coarse_cell", "node"), 1),
+    **dict.fromkeys(("sky_level", "background_coefficients"), 1),
+    **dict.fromkeys(("weight", "coarse_weight"), -2),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +58,13 @@ def program_status(output: str | PathLike[str]) -> list[ExposureState]:
         No program was run into `output`.
     """
     store = ProgramStore(store_url(output))
-    failures = store.failures()
+    return states_of(Ledger(store, read_plan(store)), store.failures())
+
+
+def states_of(ledger: Ledger, failures: Mapping[str, str]) -> list[ExposureState]:
+    """Return the state of every exposure of a plan, by what is done and why others failed."""
     states = []
-    for name, steps in Ledger(store, read_plan(store)).work_left().items():
+    for name, steps in ledger.work_left().items():
         if steps is Steps.NOTHING:
             states.append(ExposureState(name, "done"))
         elif name in failures:
@@ -104,6 +116,9 @@ def open_program(output: str | PathLike[str]) -> xr.DataTree:
 def describe_program(store: ProgramStore, plan: Sequence[Exposure]) -> None:
     """Write what is known of the measured exposures beside their arrays, for any client to see; the driver's last step.
 
+    Where that is written already nothing is. A run that was killed before it got here leaves it to the next one, which
+    may find nothing else to do.
+
     Parameters
     ----------
     store : ProgramStore
@@ -115,10 +130,16 @@ def describe_program(store: ProgramStore, plan: Sequence[Exposure]) -> None:
         for exposure in plan:
             if exposure.place:
                 nodes[exposure.place.node].append(exposure)
+        told: dict[str, tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]] = {}
         for node, exposures in nodes.items():
             records = store.read_records(exposure.place for exposure in exposures if exposure.place)
-            store.describe(node, _facts(exposures, records), _attributes(records))
-        store.finish()
+            told[node] = _facts(exposures, records), _attributes(records)
+        key = canonical_hash(plain(told))
+        if store.described() == key:
+            return
+        for node, (facts, attributes) in told.items():
+            store.describe(node, facts, attributes)
+        store.finish(key)
 
 
 def _facts(exposures: Sequence[Exposure], records: Mapping[Place, Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -133,8 +154,8 @@ def _facts(exposures: Sequence[Exposure], records: Mapping[Place, Mapping[str, A
 
 def _attributes(records: Mapping[Place, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     units = {str(record.get("facts", {}).get("unit", "")) for record in records.values()}
-    unit = {"units": units.pop() if len(units) == 1 else ""}
-    return {**FACTS, **METRICS, **dict.fromkeys(_IN_ITS_UNITS, unit)}
+    unit = units.pop() if len(units) == 1 else ""
+    return {**FACTS, **METRICS, **{name: {"units": unit_power(unit, power)} for name, power in _POWERS.items()}}
 
 
 def _stacked(node: xr.Dataset, measured: Sequence[Exposure], records: Mapping[str, Mapping[str, Any]]) -> xr.Dataset:
@@ -147,13 +168,8 @@ def _stacked(node: xr.Dataset, measured: Sequence[Exposure], records: Mapping[st
     of_records = [records[exposure.name] for exposure in in_order]
     units = {str(record["facts"].get("unit", "")) for record in of_records}
     facts = [name for name in (*FACTS, *METRICS) if name in dataset]
-    small = {
-        name: (("exposure", *dims), [record["small"][name][1] for record in of_records])
-        for name, (dims, *_) in of_records[0]["small"].items()
-        if all(name in record["small"] for record in of_records)
-    }
     return (
-        dataset.assign(small)
+        dataset.assign(stacked_small(of_records))
         .assign_coords(exposure=[exposure.name for exposure in in_order])
         .set_coords(facts)
         .assign_attrs(unit=units.pop() if len(units) == 1 else "")

@@ -1,0 +1,274 @@
+"""The row job's presets from files to FITS: what exposures know alone and together, and what tells of it."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+from astropy.io import fits
+
+from programs import image_of, pixels_of, place_of, record_of, skylevel, skylevel_here, write_exposure
+from scenes import make_image
+from skylevel import Rows, level_rows
+from skylevel.errors import SettingsError
+from skylevel.io.store import ProgramStore
+from skylevel.jobs import JOBS
+from skylevel.program.plan import store_url
+from skylevel.program.view import open_program, program_status
+
+SHAPE = (512, 512)
+CARDS = {"NOUTPUTS": 1, "SLOWAXIS": 2, "SUBARRAY": "SUB512", "SUBSTRT1": 1, "SUBSTRT2": 1}
+
+
+def write(folder: Path, name: str, seed: int, **settings) -> Path:
+    cards = CARDS | settings.pop("cards", {})
+    return write_exposure(folder / f"{name}.fits", seed, shape=SHAPE, border=4, cards=cards, **settings)
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Path:
+    """Four exposures that share a sky, one whose sky is another, and one of another filter."""
+    for i in range(4):
+        write(tmp_path / "in", f"e{i}", i)
+    write(tmp_path / "in", "other", 7, gradient=0.5)
+    write(tmp_path / "in", "single", 8, cards={"FILTER": "F444W"})
+    return tmp_path / "in"
+
+
+def run(inputs: Path, preset: str, *options: object) -> Path:
+    output = inputs.parent / preset
+    assert skylevel_here("run", inputs, "--output", output, "--preset", preset, "--partition", "1/1", *options) == 0
+    return output
+
+
+def stripe_error(output: Path, name: str, seed: int, **settings) -> float:
+    """Rms of what is left of the stripes, a constant removed, over that of the stripes."""
+    scene = make_image(SHAPE, seed=seed, border=4, **settings)
+    rest = image_of(output / f"{name}_rowbgsub.fits") - (scene.image - scene.stripes)
+    rows = np.nanmedian(rest[4:-4, 4:-4], axis=1)
+    return float((rows - rows.mean()).std() / scene.stripes[:, 0].std())
+
+
+def group_of(output: Path, name: str) -> xr.Dataset:
+    store, node = ProgramStore(store_url(output)), place_of(output, name).node
+    groups = [path.name for path in Path(store.url, node, "groups").iterdir() if path.is_dir()]
+    assert len(groups) == 1
+    return store.read_group(node, groups[0])[1]
+
+
+def test_best_takes_the_stripes_and_keeps_the_sky(program: Path) -> None:
+    output = run(program, "best")
+    errors = [stripe_error(output, f"e{i}", i) for i in range(4)]
+    assert np.mean(errors) < 0.5, errors
+    levelled = image_of(output / "e0_rowbgsub.fits")
+    assert np.nanmedian(levelled) == pytest.approx(np.nanmedian(make_image(SHAPE, seed=0).image), abs=0.01)
+    header = fits.getheader(output / "e0_rowbgsub.fits")
+    assert any("method=streams" in line.replace("\n", "") for line in ["".join(map(str, header["HISTORY"]))])
+
+
+def test_a_group_shares_its_sky_and_one_that_disagrees_is_left_to_itself(program: Path) -> None:
+    alone, together = run(program, "best"), run(program, "program")
+    errors = np.array([[stripe_error(out, f"e{i}", i) for i in range(4)] for out in (alone, together)])
+    assert errors[1].mean() < errors[0].mean()
+    before, after = pixels_of(alone), pixels_of(together)
+    same = [name for name in before if before[name] == after[name]]
+    assert sorted(same) == ["other_rowbgsub.fits", "single_rowbgsub.fits"]
+    sky = group_of(together, "e0")
+    np.testing.assert_array_equal(sky["member"], [True] * 4 + [False])
+    assert list(sky["exposure"].values) == ["e0", "e1", "e2", "e3", "other"]
+    assert sky["reference"].attrs["units"] == "MJy/sr"
+    assert all("long_name" in sky[name].attrs for name in sky.data_vars)
+    log = (together / "skylevel.log").read_text()
+    assert "combined 5 exposures: 4 share a sky" in log
+    assert "left to itself: other" in log
+
+
+def test_switching_to_the_group_measures_nothing_again(program: Path) -> None:
+    output = run(program, "best")
+    measured = {name: record_of(output, name)["checksums"] for name in ("e0", "other")}
+    stamps = {path: path.stat().st_mtime_ns for path in output.glob("program.zarr/**/cell/*")}
+    command = ("run", program, "--output", output, "--preset", "program", "--partition", "1/1")
+    assert skylevel_here(*command) == 0
+    assert {name: record_of(output, name)["checksums"] for name in measured} == measured
+    assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
+    assert group_of(output, "e0")["member"].sum() == 4
+
+
+def test_one_that_joins_later_makes_the_group_new(program: Path) -> None:
+    late = program.parent / "late.fits"
+    (program / "e3.fits").rename(late)
+    output = run(program, "program")
+    first = pixels_of(output)
+    late.rename(program / "e3.fits")
+    assert run(program, "program") == output
+    again = pixels_of(output)
+    assert first["e0_rowbgsub.fits"] != again["e0_rowbgsub.fits"]
+    assert first["single_rowbgsub.fits"] == again["single_rowbgsub.fits"]
+    assert group_of(output, "e0").sizes["exposure"] == 5
+    assert {state.state for state in program_status(output)} == {"done"}
+
+
+@pytest.mark.slow
+def test_any_number_of_workers_gives_the_same_bits(program: Path) -> None:
+    here = run(program, "program")
+    outputs = [here.parent / f"workers{n}" for n in (1, 2)]
+    for n, output in enumerate(outputs, 1):
+        assert skylevel("run", program, "--output", output, "--preset", "program", "--workers", n).returncode == 0
+    assert pixels_of(here) == pixels_of(outputs[0]) == pixels_of(outputs[1])
+
+
+def test_the_store_says_what_everything_is(program: Path) -> None:
+    output = run(program, "program")
+    node = open_program(output)["NRCA1/F200W"].to_dataset()
+    assert node["row_level"].dims == ("exposure", "y", "amplifier")
+    assert node["misfit"].dims == ("exposure",)
+    assert node["sky"].dims == ("exposure", "term")
+    for name in ("row_level", "cell", "weight", "coarse_cell", "node", "background"):
+        assert node[name].attrs["long_name"], name
+    assert record_of(output, "e0")["wcs"] is not None
+    metrics = record_of(output, "e0")["metrics"]
+    assert metrics["believed"] is True
+    assert metrics["stripes_after"] < metrics["stripes_before"]
+    assert metrics["source_flux_after"] == pytest.approx(metrics["source_flux"], rel=0.05)
+    # Any client sees the group beside its exposures.
+    tree = xr.open_datatree(store_url(output), engine="zarr")
+    assert any("groups" in path and "sky_shape" in tree[path] for path in tree.groups)
+
+
+@pytest.mark.parametrize("chunks", [{"y": 100}, {"y": 77, "x": 300}, {"x": 64}])
+@pytest.mark.parametrize("fast_axis", [1, 2])
+def test_chunks_do_not_matter(chunks: dict[str, int], fast_axis: int) -> None:
+    frame = frame_of(make_image((300, 340), seed=3).image, fast_axis=fast_axis)
+    whole = level_rows(frame, Rows.preset("best"))
+    lazy = level_rows(frame.chunk(chunks), Rows.preset("best"))
+    assert all(v.chunks is not None for v in lazy.data_vars.values())
+    xr.testing.assert_identical(lazy.compute(), whole)
+
+
+def frame_of(image: np.ndarray, flags: np.ndarray | None = None, **attrs) -> xr.Dataset:
+    dq = np.zeros(image.shape, np.uint32) if flags is None else flags
+    planes = {"sci": (("y", "x"), image, {"units": "MJy/sr"}), "dq": (("y", "x"), dq)}
+    return xr.Dataset(planes, attrs={"n_outputs": 1, "unit": "MJy/sr", **attrs})
+
+
+def test_vertical_stripes_are_horizontal_ones_turned() -> None:
+    image = make_image((320, 300), seed=4).image
+    flat = level_rows(frame_of(image), Rows.preset("best"))
+    turned = level_rows(frame_of(np.ascontiguousarray(image.T), fast_axis=2), Rows.preset("best"))
+    assert turned["row_level"].dims == ("x", "amplifier")
+    np.testing.assert_array_equal(turned["sci"].values.T, flat["sci"].values)
+    np.testing.assert_array_equal(turned["background"].values.T, flat["background"].values)
+    np.testing.assert_array_equal(turned["source_mask"].values.T, flat["source_mask"].values)
+
+
+@pytest.mark.parametrize("method", ["median", "streams"])
+def test_flagged_pixels_do_not_count(method: str) -> None:
+    image = make_image((256, 256), seed=5, nan_fraction=0.0).image
+    flags = (np.random.default_rng(1).random(image.shape) < 0.1).astype(np.uint32)
+    spoilt = np.where(flags, image + 1, image).astype(np.float32)
+    recipe = Rows(method=method, dq_flags=1)
+    clean, found = (level_rows(frame_of(i, flags), recipe)["row_level"] for i in (image, spoilt))
+    np.testing.assert_array_equal(found, clean)
+    other = level_rows(frame_of(spoilt, flags), Rows(method=method))["row_level"]
+    assert not np.array_equal(other, clean)
+
+
+def test_every_setting_of_streams_decides_something() -> None:
+    image = make_image((512, 512), seed=6, galaxy=1.0).image
+    reference = level_rows(frame_of(image), Rows(method="streams"))
+    changes = {
+        "sky_degree": 1, "sky_steepness": 0.1, "source_threshold": 6.0, "large_source_threshold": 20.0,
+        "large_source_spacing": 256, "noise_exponent": 1.6, "noise_exponent_rms": 0.01, "stripe_gate": 1e4,
+        "misfit_limit": 0.01, "sigma_clip": 5.0,
+    }  # fmt: skip
+    for name, value in changes.items():
+        beside = {"noise_exponent": 1.6} if name == "noise_exponent_rms" else {}
+        levels = level_rows(frame_of(image), Rows(method="streams", **{name: value}, **beside))["row_level"]
+        assert not np.array_equal(levels, reference["row_level"]), name
+
+
+def test_where_the_model_is_not_believed_the_log_says_so() -> None:
+    image = make_image(SHAPE, seed=1).image
+    recipe = Rows(method="streams", misfit_limit=0.01)
+    estimate = level_rows(frame_of(image), recipe)
+    assert not estimate["believed"]
+    assert "only what changes from row to row" in JOBS["rows"].finding(estimate, recipe)
+
+
+def test_a_mosaic_is_warned_about_and_never_combined(tmp_path: Path) -> None:
+    for k in range(2):
+        write(tmp_path / "in", f"jw01288-o001_t{k:03d}_nircam_x", k)
+    output = run(tmp_path / "in", "program")
+    log = (output / "skylevel.log").read_text()
+    assert "jw01288-o001_t000_nircam_x: read 512 x 512 pixels" in log
+    assert "its rows are no detector's rows" in log
+    assert "combined" not in log
+
+
+def test_the_default_says_when_another_preset_serves_better(program: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(program, "notebook")
+    assert "--preset best" in capsys.readouterr().out
+    run(program, "best")
+    assert "--preset best" not in capsys.readouterr().out
+
+
+def test_time_spans_part_groups(tmp_path: Path) -> None:
+    for k, date in enumerate(("2024-01-01T00:00:00", "2024-01-01T06:00:00", "2024-06-01T00:00:00", "no date")):
+        write(tmp_path / "in", f"e{k}", k, cards={"DATE-BEG": date})
+    output = run(tmp_path / "in", "program")
+    node = Path(store_url(output), place_of(output, "e0").node, "groups")
+    assert len([path for path in node.iterdir() if path.is_dir()]) == 3
+
+
+class TestMask:
+    """A user's own mask."""
+
+    @pytest.fixture
+    def spoilt(self) -> tuple[np.ndarray, np.ndarray]:
+        """An image, and the same with light where the mask is."""
+        image = make_image((256, 300), seed=9).image
+        light = image.copy()
+        light[100:140, 20:260] += 0.015
+        return image, light
+
+    def masked(self, path: Path, image: np.ndarray) -> np.ndarray:
+        return level_rows(frame_of(image), Rows(method="streams", mask=str(path)))["row_level"].values
+
+    def test_fits(self, tmp_path: Path, spoilt: tuple[np.ndarray, np.ndarray]) -> None:
+        mask = np.zeros((256, 300), np.uint8)
+        mask[100:140, 20:260] = 1
+        fits.HDUList([fits.PrimaryHDU(), fits.ImageHDU(mask, name="MASK")]).writeto(tmp_path / "mask.fits")
+        clean, found = (self.masked(tmp_path / "mask.fits", image) for image in spoilt)
+        np.testing.assert_array_equal(found, clean)
+        lazy = level_rows(frame_of(spoilt[1]).chunk(y=100), Rows(method="streams", mask=str(tmp_path / "mask.fits")))
+        np.testing.assert_array_equal(lazy["row_level"].values, clean)
+
+    def test_regions(self, tmp_path: Path, spoilt: tuple[np.ndarray, np.ndarray]) -> None:
+        pytest.importorskip("regions")
+        text = "# Region file format: DS9\nimage\nbox(141,121,250,50,0)\ncircle(9000,9000,3)\n"
+        (tmp_path / "mask.reg").write_text(text)
+        clean, found = (self.masked(tmp_path / "mask.reg", image) for image in spoilt)
+        np.testing.assert_array_equal(found, clean)
+
+    def test_another_content_is_another_recipe(self, tmp_path: Path) -> None:
+        path = tmp_path / "mask.fits"
+        fits.PrimaryHDU(np.zeros((8, 8), np.uint8)).writeto(path)
+        before = Rows(mask=str(path))
+        assert Rows(**before.to_dict()) == before
+        fits.PrimaryHDU(np.ones((8, 8), np.uint8)).writeto(path, overwrite=True)
+        assert Rows(mask=str(path)).hash != before.hash
+        with pytest.raises(SettingsError, match="changed since"):
+            level_rows(frame_of(np.ones((8, 8), np.float32)), before)
+
+    @pytest.mark.parametrize("content", [b"", b"SIMPLE  = nothing", b"x" * 5000])
+    def test_what_is_no_mask_is_refused_by_name(self, tmp_path: Path, content: bytes) -> None:
+        (tmp_path / "mask.fits").write_bytes(content)
+        with pytest.raises(SettingsError, match=r"mask\.fits"):
+            self.masked(tmp_path / "mask.fits", make_image((64, 64)).image)
+
+    def test_one_of_another_size_is_refused(self, tmp_path: Path) -> None:
+        fits.PrimaryHDU(np.zeros((8, 8), np.uint8)).writeto(tmp_path / "mask.fits")
+        with pytest.raises(SettingsError, match="the mask is"):
+            self.masked(tmp_path / "mask.fits", make_image((64, 64)).image)
+        with pytest.raises(SettingsError, match="cannot be read"):
+            Rows(mask=str(tmp_path / "none.fits"))
