@@ -46,6 +46,7 @@ HIGHEST_OF_GROUP = 3.5
 # On the page: exposures, groups and exposures under stress, none of which was ever looked at while tuning.
 SEEDS, GROUPS, STRESS_SEEDS = (3001, 3002, 3003), (3011, 3021), (3031,)
 PICTURED = ("extended", 3001)
+PICTURE = HERE / "quality_rows.png"
 
 
 class Score(NamedTuple):
@@ -170,7 +171,7 @@ def score_group(kind: str, seed: int) -> dict[str, list[Score]]:
     for k, (exposure, frame) in enumerate(zip(exposures, frames, strict=True)):
         scores[BEST].append(score(exposure, subtract_rows(frame, estimates[k], recipe).to_numpy(), 0.0))
         start = time.process_time()
-        levelled = subtract_rows(frame, estimates[k], recipe, group.isel(exposure=k)).to_numpy()
+        levelled = subtract_rows(frame, estimates[k], recipe, group.isel(member=k)).to_numpy()
         scores[PROGRAM].append(score(exposure, levelled, combining + time.process_time() - start))
     return dict(scores)
 
@@ -286,19 +287,15 @@ def draw_residuals(path: Path, kind: str, seed: int) -> None:
     plt.close(figure)
 
 
-def night_tables() -> str:
-    """The channels' half of the page."""
-    import quality_night
-
-    return quality_night.tables()
-
-
-def report(*, quick: bool = False) -> str:
-    """The page: ours beside peers on scenes whose truth is known."""
+def tables(*, quick: bool = False) -> str:
+    """The rows' part of the page, in markdown; draws its picture."""
     seeds, groups = (SEEDS[:1], GROUPS[:1]) if quick else (SEEDS, GROUPS)
     found = measure(KINDS, seeds, groups, STRESS_SEEDS, peers=True)
-    picture = HERE / "quality_rows.png"
-    draw_residuals(picture, *PICTURED)
+    draw_residuals(PICTURE, *PICTURED)
+    return text_of(found, seeds, groups)
+
+
+def text_of(found: Measured, seeds: Sequence[int], groups: Sequence[int]) -> str:
     missing = [] if jwst_python() else [f"the JWST pipeline (name a Python that has it in `{JWST_PYTHON}`)"]
     missing += [] if importable("sep") else ["sep"]
     absent = f"\n\nNot installed here, and so not measured: {', '.join(missing)}." if missing else ""
@@ -319,7 +316,7 @@ step refuses NRC_IMAGE for `fft`; its function is called here on the turned imag
 
 {stress_table(found)}
 
-![{PICTURED[0]}: error before, by the default, and by best]({picture.name})
+![{PICTURED[0]}: error before, by the default, and by best]({PICTURE.name})
 """
 
 

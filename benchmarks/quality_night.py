@@ -193,7 +193,7 @@ def draw_errors(path: Path, seed: int, shape: tuple[int, int]) -> None:
     from matplotlib import pyplot as plt
 
     frame, known = single_frame(seed, large="galaxy", shape=shape), methods()
-    taken = {"nothing taken off": np.full(shape, np.median(frame.raw), np.float32)}
+    taken = {"a constant": by_plane(lambda plane: np.full(plane.shape, np.median(plane)))(frame)}
     taken |= {name: known[name](frame) for name in ("the default", "photutils", "`best`")}
     figure, axes = plt.subplots(1, 4, figsize=(12, 2.5), dpi=75, layout="constrained")
     for axis, (name, background) in zip(axes, taken.items(), strict=True):
