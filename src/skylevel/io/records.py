@@ -53,7 +53,7 @@ def _is_record(record: Any) -> bool:
     if not all(isinstance(record.get(name), dict) for name in ("checksums", "small", "facts", "metrics")):
         return False
     return all(isinstance(one, list) for one in record["checksums"].values()) and all(
-        isinstance(kept, list) and len(kept) == 3 and isinstance(kept[0], list) for kept in record["small"].values()
+        isinstance(kept, list) and len(kept) in (3, 4) and isinstance(kept[0], list) for kept in record["small"].values()
     )
 
 
