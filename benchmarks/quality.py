@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -46,6 +47,7 @@ HIGHEST_OF_GROUP = 3.5
 # On the page: exposures, groups and exposures under stress, none of which was ever looked at while tuning.
 SEEDS, GROUPS, STRESS_SEEDS = (3001, 3002, 3003), (3011, 3021), (3031,)
 PICTURED = ("extended", 3001)
+PICTURE = HERE / "quality_rows.png"
 
 
 class Score(NamedTuple):
@@ -99,8 +101,10 @@ def by_hand(exposure: Exposure, measured: Callable[..., tuple[np.ndarray, np.nda
     start = time.process_time()
     background, mask = measured(np.where(bad, np.float32(0), exposure.image), bad)
     rest = np.where(mask | bad, np.nan, exposure.image - background).reshape(SIZE, N_AMPLIFIERS, -1)
-    with np.errstate(all="ignore"):
-        levels = np.nan_to_num(np.nanmedian(np.where(np.isfinite(rest), rest, np.nan), axis=2))
+    with warnings.catch_warnings():
+        # Rows of the border have no pixel.
+        warnings.simplefilter("ignore", RuntimeWarning)
+        levels = np.nan_to_num(np.nanmedian(rest, axis=2))
     levelled = exposure.image - np.repeat(levels, SIZE // N_AMPLIFIERS, axis=1).astype(np.float32)
     return levelled, time.process_time() - start
 
@@ -170,7 +174,7 @@ def score_group(kind: str, seed: int) -> dict[str, list[Score]]:
     for k, (exposure, frame) in enumerate(zip(exposures, frames, strict=True)):
         scores[BEST].append(score(exposure, subtract_rows(frame, estimates[k], recipe).to_numpy(), 0.0))
         start = time.process_time()
-        levelled = subtract_rows(frame, estimates[k], recipe, group.isel(exposure=k)).to_numpy()
+        levelled = subtract_rows(frame, estimates[k], recipe, group.isel(member=k)).to_numpy()
         scores[PROGRAM].append(score(exposure, levelled, combining + time.process_time() - start))
     return dict(scores)
 
@@ -270,6 +274,7 @@ def draw_residuals(path: Path, kind: str, seed: int) -> None:
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
+    from PIL import Image
 
     exposure = make_exposure(kind, seed)
     images = {"as it was": exposure.image}
@@ -277,28 +282,30 @@ def draw_residuals(path: Path, kind: str, seed: int) -> None:
     figure, axes = plt.subplots(1, 3, figsize=(9, 3.2), dpi=90, layout="constrained")
     for axis, (name, image) in zip(axes, images.items(), strict=True):
         rest = 1e3 * (image - exposure.clean)[BORDER:-BORDER, BORDER:-BORDER]
-        small = rest[: len(rest) // 8 * 8, : rest.shape[1] // 8 * 8].reshape(len(rest) // 8, 8, -1, 8)
+        small = rest[: len(rest) // 8 * 8, : rest.shape[1] // 24 * 24].reshape(len(rest) // 8, 8, -1, 24)
         shown_image = np.nanmedian(small, axis=(1, 3))
-        drawn = axis.imshow(shown_image - np.nanmedian(shown_image), vmin=-25, vmax=25, cmap="RdBu_r", origin="lower")
+        drawn = axis.imshow(
+            shown_image - np.nanmedian(shown_image), vmin=-25, vmax=25, cmap="RdBu_r", origin="lower",
+            extent=(0, SIZE, 0, SIZE), interpolation="nearest",
+        )  # fmt: skip
         axis.set(title=f"{name}: {stripe_errors(image, exposure)[0]:.1f}", xticks=[], yticks=[])
     figure.colorbar(drawn, ax=axes, label="error, 1e-3 of the unit", shrink=0.9)
     figure.savefig(path)
     plt.close(figure)
+    # In colours enough for the eye, it takes a quarter of the room.
+    with Image.open(path) as drawn_image:
+        drawn_image.convert("RGB").quantize(48).save(path, optimize=True)
 
 
-def night_tables() -> str:
-    """The channels' half of the page."""
-    import quality_night
-
-    return quality_night.tables()
-
-
-def report(*, quick: bool = False) -> str:
-    """The page: ours beside peers on scenes whose truth is known."""
+def tables(*, quick: bool = False) -> str:
+    """The rows' part of the page, in markdown; draws its picture."""
     seeds, groups = (SEEDS[:1], GROUPS[:1]) if quick else (SEEDS, GROUPS)
     found = measure(KINDS, seeds, groups, STRESS_SEEDS, peers=True)
-    picture = HERE / "quality_rows.png"
-    draw_residuals(picture, *PICTURED)
+    draw_residuals(PICTURE, *PICTURED)
+    return text_of(found, seeds, groups)
+
+
+def text_of(found: Measured, seeds: Sequence[int], groups: Sequence[int]) -> str:
     missing = [] if jwst_python() else [f"the JWST pipeline (name a Python that has it in `{JWST_PYTHON}`)"]
     missing += [] if importable("sep") else ["sep"]
     absent = f"\n\nNot installed here, and so not measured: {', '.join(missing)}." if missing else ""
@@ -319,7 +326,7 @@ step refuses NRC_IMAGE for `fft`; its function is called here on the turned imag
 
 {stress_table(found)}
 
-![{PICTURED[0]}: error before, by the default, and by best]({picture.name})
+![{PICTURED[0]}: error before, by the default, and by best]({PICTURE.name})
 """
 
 

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import quality
+import quality_night
 import scale
 import speed
 from racing import HERE, Contender, machine
@@ -43,7 +44,7 @@ def main() -> None:
     parser.add_argument("--only", choices=("quality", "speed", "scale"))
     chosen = parser.parse_args()
     if chosen.only in (None, "quality"):
-        write_page("quality", lambda: quality.report(quick=chosen.quick), QUALITY, chosen)
+        write_page("quality", partial(quality_tables, quick=chosen.quick), QUALITY, chosen)
     if chosen.only == "quality":
         return
     with tempfile.TemporaryDirectory(prefix="skylevel-bench-") as name:
@@ -53,6 +54,12 @@ def main() -> None:
         for page, module, about in (("speed", speed, SPEED), ("scale", scale, SCALE)):
             if chosen.only in (None, page):
                 write_page(page, partial(module.report, bench), about, chosen)
+
+
+def quality_tables(*, quick: bool) -> str:
+    """Rows, and channels where their measuring is there."""
+    parts = [module.tables(quick=quick) for module in (quality, quality_night) if hasattr(module, "tables")]
+    return "\n\n".join(parts)
 
 
 def write_page(page: str, report: Callable[[], str], about: str, chosen: argparse.Namespace) -> None:

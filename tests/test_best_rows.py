@@ -137,6 +137,7 @@ def test_the_order_of_a_group_hardly_matters():
 def test_what_is_measured_is_small_and_plain():
     image, bad, _ = make()
     measured = asdict(measure_streams(image, bad, amplifiers=ONE))
+    assert measured.pop("source_mask").dtype == bool
     arrays = [value for value in measured.values() if isinstance(value, np.ndarray)]
     assert all(a.dtype == np.float32 for a in arrays)
     assert sum(a.nbytes for a in arrays) < 0.1 * image.nbytes

@@ -14,6 +14,7 @@ from distributed import Client, LocalCluster
 
 import skylevel as sl
 from programs import write_exposures, write_raw
+from skylevel import Rows
 from skylevel.demo.dng import write_dng
 from skylevel.errors import PlanError
 from skylevel.level import detect_rows
@@ -33,18 +34,18 @@ from skylevel.program.places import settle
 from skylevel.program.plan import make_plan, store_url
 from skylevel.program.tasks import Where, level_exposure
 imported = peak_memory()
-source, output, keep = sys.argv[1:]
-(exposure,) = make_plan([source], output, keep=[word for word in keep.split(",") if word])
+source, output, keep, preset = sys.argv[1:]
+recipe = skylevel.Rows.preset(preset) if preset else "auto"
+(exposure,) = make_plan([source], output, recipe=recipe, keep=[word for word in keep.split(",") if word])
 (exposure,) = settle([exposure], ProgramStore(store_url(output)))
 level_exposure(exposure, Where(store_url(output), skylevel.__version__), Steps.MEASURE | Steps.EXPORT)
 print(json.dumps([imported, peak_memory()]))
 """
 
 
-def peak_memory(source: Path, output: Path, keep: str = "") -> tuple[int, int]:
-    done = subprocess.run(
-        [sys.executable, "-c", LEVEL_ONE, str(source), str(output), keep], capture_output=True, text=True, check=True
-    )
+def peak_memory(source: Path, output: Path, keep: str = "", preset: str = "") -> tuple[int, int]:
+    command = [sys.executable, "-c", LEVEL_ONE, str(source), str(output), keep, preset]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     imported, peak = json.loads(done.stdout)
     return imported, peak
 
@@ -59,8 +60,9 @@ def write_image(path: Path, shape: tuple[int, int]) -> Path:
     return path
 
 
-def projected(source: Path, output: Path, keep: str = "") -> int:
-    plan = make_plan([str(source)], str(output), keep=[word for word in keep.split(",") if word])
+def projected(source: Path, output: Path, keep: str = "", preset: str = "notebook") -> int:
+    recipe = Rows.preset(preset) if preset != "notebook" else "auto"
+    plan = make_plan([str(source)], str(output), recipe=recipe, keep=[word for word in keep.split(",") if word])
     return next(iter(forecast(plan).values())).memory
 
 
@@ -74,6 +76,16 @@ def test_an_exposure_takes_no_more_memory_than_projected(tmp_path, side, keep):
     assert peak <= projected(source, tmp_path / "out", keep)
     if side == 2048 and not keep:
         assert peak - imported < 400e6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("side", [512, 2048, 4096])
+def test_streams_take_no_more_memory_than_projected(tmp_path, side):
+    source = write_image(tmp_path / "image.fits", (side, side))
+    with fits.open(source, mode="append") as hdus:
+        hdus.append(fits.ImageHDU(np.zeros((side, side), np.uint32), name="DQ"))
+    _, peak = peak_memory(source, tmp_path / "out", "masked,background", "best")
+    assert peak <= projected(source, tmp_path / "out", "masked,background", "best")
 
 
 @pytest.mark.slow

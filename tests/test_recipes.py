@@ -128,7 +128,7 @@ def test_an_unknown_setting_is_refused_with_the_nearest_name(name, near):
 
 
 def test_a_name_like_no_other_lists_the_known_ones():
-    with pytest.raises(SettingsError, match="known: box_size, filter_size") as caught:
+    with pytest.raises(SettingsError, match="known: method, box_size") as caught:
         Rows().replace({"zzz": 1})
     assert "did you mean" not in str(caught.value)
 
@@ -233,10 +233,11 @@ def test_the_hash_does_not_depend_on_how_a_value_was_written():
 
 def test_what_they_decide_divides_the_settings():
     rows = Rows()
-    decided = [rows.settings_of(what) for what in ("mask", "measurement", "product")]
+    decided = [rows.settings_of(what) for what in ("mask", "measurement", "product", "group")]
     assert "box_size" in decided[0]
     assert "positive_only" in decided[1]
     assert "contrast" in decided[2]
+    assert "together" in decided[3]
     assert sum(map(len, decided)) == len(dataclasses.fields(rows))
     assert rows.settings_of("mask", "measurement") == decided[0] | decided[1]
 

@@ -205,6 +205,10 @@ class Rows(Recipe):
         "Method \"streams\": where blocks of 64 pixels scatter more than this about sky and large sources, as in a "
         "nebula, these are not believed, and only what changes from row to row is taken off.",
         unit="standard deviation", above=0.0, decides="measurement", source=STREAMS))
+    columns: bool = field(default=False, metadata=about(
+        "Method \"streams\": after the rows, columns lose what sets them off from those around them, where that is "
+        "more than noise by the gate.",
+        decides="measurement", source="the default of no tool: NIRCam's columns carry little"))
     together: bool = field(default=False, metadata=about(
         "Method \"streams\": exposures of one detector, filter and time span share a sky's shape, and are levelled "
         "with it; one that disagrees, or is alone, is levelled by itself.",

@@ -52,8 +52,9 @@ def _is_record(record: Any) -> bool:
         return False
     if not all(isinstance(record.get(name), dict) for name in ("checksums", "small", "facts", "metrics")):
         return False
+    small = record["small"].values()
     return all(isinstance(one, list) for one in record["checksums"].values()) and all(
-        isinstance(kept, list) and len(kept) == 3 and isinstance(kept[0], list) for kept in record["small"].values()
+        isinstance(kept, list) and len(kept) in (3, 4) and isinstance(kept[0], list) for kept in small
     )
 
 

@@ -183,7 +183,8 @@ class Job(Protocol):
         Returns
         -------
         Dataset
-            Small. `subtract` is given it; of what has the dimension `exposure`, the exposure's own value. The
+            Small. `subtract` is given it; of what has the dimension `member`, with the names of its
+            exposures, the exposure's own value. The
             attribute ``finding``, where it has one, goes on the line that says that so many were combined.
         """
 

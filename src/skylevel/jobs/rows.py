@@ -106,7 +106,7 @@ class RowsJob:
         measured = f"measured {levels.sizes[levels.dims[0]]} {what}{amplifiers}{kept}"
         sources = f"{masked:.1f} % of the pixels in sources"
         remark = relaxed(estimate, recipe.exclude_percentile) if recipe.method == "median" else _disbelief(estimate)
-        return "; ".join([measured, sources, *_judgement(estimate)]) + remark
+        return "; ".join([measured, sources, *_judgement(estimate, what.removesuffix('s'))]) + remark
 
     def metrics(self, estimate: xr.Dataset) -> dict[str, Any]:
         """Return the sources' share, the levels' scatter, and what tells of stripes, light and sky without a truth."""
@@ -150,13 +150,13 @@ class RowsJob:
     def combine(self, members: xr.Dataset, recipe: Rows) -> xr.Dataset:
         """Find the sky that exposures share, and say which of them it is."""
         sky = combine_streams(members, recipe)
-        agree = sky["member"].values
+        agree = sky["agrees"].values
         if not agree.any():
             return sky.assign_attrs(finding=": none agrees with another, each is levelled by itself")
-        names = sky["exposure"].values if "exposure" in sky.coords else np.arange(agree.size)
+        names = sky["member"].values if "member" in sky.coords else np.arange(agree.size)
         alone = ", ".join(map(str, names[~agree]))
         left = f"; left to itself: {alone}" if alone else ""
-        slope = 200 * np.hypot(*sky["sky_shape"].values[:2]) if sky.sizes["term"] >= 2 else 0.0
+        slope = 200 * float(np.hypot(*sky["sky_shape"].values[:2])) if sky.sizes["shape_term"] >= 2 else 0.0
         finding = f": {agree.sum()} share a sky that changes by {slope:.2f} % across the frame{left}"
         return sky.assign_attrs(finding=finding)
 
@@ -177,12 +177,12 @@ def _warnings(header: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def _judgement(estimate: xr.Dataset) -> list[str]:
+def _judgement(estimate: xr.Dataset, what: str) -> list[str]:
     """Return what became of stripes and sources."""
     found = []
     before, after = (float(estimate.get(f"stripes_{when}", np.nan)) for when in ("before", "after"))
     if math.isfinite(before) and math.isfinite(after):
-        found.append(f"stripes from row to row {before:.3g} before, {after:.3g} after")
+        found.append(f"stripes from {what} to {what} {before:.3g} before, {after:.3g} after")
     return found
 
 
@@ -190,7 +190,7 @@ def _disbelief(estimate: xr.Dataset) -> str:
     if bool(estimate["believed"]):
         return ""
     misfit = float(estimate["misfit"])
-    return f"; sky and sources fit no model here (misfit {misfit:.3g}): only what changes from row to row was taken off"
+    return f"; sky and sources fit no model here (misfit {misfit:.3g}): only what changes quickly was taken off"
 
 
 def _sky_gradient(estimate: xr.Dataset) -> float:

@@ -46,6 +46,8 @@ def neighbour_scatter(pairs: Floats, kept: Bool) -> Scatter:
     -------
     Scatter
     """
+    if not pairs.size:
+        return Scatter(np.nan, np.nan)
     known = kept & np.isfinite(pairs)
     both = np.where(known[:, 0] & known[:, 1], pairs[:, 1] - pairs[:, 0], np.nan)
     middle, n = _row_medians(both)

@@ -140,9 +140,12 @@ def _subtract_streams(image: xr.DataArray, estimate: xr.Dataset, levels: Array) 
     vertical = estimate["row_level"].dims[0] == "x"
     pixels, layout = image.data, (estimate[name].data for name in ("amplifier_first", "amplifier_width"))
     amplifier = later(_column_amplifiers, *layout, estimate.sizes["amplifier"], image.sizes["y" if vertical else "x"])
-    return image.copy(
-        data=map_tiles(_less_levels, pixels, gather(levels), amplifier, vertical, output=Output(pixels.dtype))
-    )
+    taken = map_tiles(_less_levels, pixels, gather(levels), amplifier, vertical, output=Output(pixels.dtype))
+    levelled = image.copy(data=taken)
+    if "column_level" not in estimate:
+        return levelled
+    less = levelled - estimate["column_level"].astype(image.dtype)
+    return less.transpose(*image.dims).assign_attrs(image.attrs)
 
 
 def _column_amplifiers(first: NDArray[np.int64], width: NDArray[np.int64], n: int, n_x: int) -> NDArray[np.intp]:

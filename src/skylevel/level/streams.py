@@ -13,6 +13,7 @@ from threadpoolctl import ThreadpoolController
 from skylevel.kernels.amplifiers import Amplifiers, Grid, amplifier_layout
 from skylevel.kernels.best_rows import StreamMeasurement, StreamSettings, measure_streams
 from skylevel.kernels.cells import Rejection
+from skylevel.kernels.column_levels import column_level
 from skylevel.kernels.group_rows import GroupSky, combine_group, relevel
 from skylevel.kernels.large_sources import LargeSources
 from skylevel.kernels.row_metrics import judged_light, judged_stripes
@@ -126,7 +127,7 @@ def estimate_streams(image: xr.DataArray, header: Mapping[str, Any], recipe: Row
     layout = amplifiers_of(header, along.shape[1], dim)
     settings, shape = stream_settings(recipe), (along.shape[0], along.shape[1])
     box_size = recipe.box_size, recipe.box_size
-    found = later(_measure, gather(along.data), layout, settings, box_size)
+    found = later(_measure, gather(along.data), layout, settings, box_size, recipe.columns)
     unit = image.attrs.get("units", "")
 
     def variable(name: str, dims: Sequence[str], sizes: tuple[int, ...], dtype: Any, attrs: dict[str, Any]) -> Any:
@@ -141,6 +142,10 @@ def estimate_streams(image: xr.DataArray, header: Mapping[str, Any], recipe: Row
     }
     across = {"y": "row", "x": "column"}[dim]
     about = {"units": unit, "long_name": f"stripes: level of each {across} and amplifier"}
+    if recipe.columns:
+        beside = {"units": unit, "long_name": f"level of what lies across each {across}"}
+        dims = ("x" if dim == "y" else "y",)
+        variables["column_level"] = variable("column_level", dims, shape[1:], np.float32, beside)
     mask_dims = ("y", "x") if dim == "y" else ("x", "y")
     variables["row_level"] = variable("level", (dim, "amplifier"), (shape[0], layout.count), np.float32, about)
     mask = xr.DataArray(as_array(later(_item, found, "source_mask"), shape, np.bool_), dims=mask_dims)
@@ -179,7 +184,7 @@ def _thread_pools() -> ThreadpoolController:
 
 
 def _measure(
-    image: NDArray[np.floating], layout: Amplifiers, settings: StreamSettings, box_size: tuple[int, int]
+    image: NDArray[np.floating], layout: Amplifiers, settings: StreamSettings, box_size: tuple[int, int], columns: bool
 ) -> dict[str, Any]:
     """Measure an image whose stripes lie along its rows; columns that are kept out of it judge what came of it."""
     held = np.zeros(image.shape[1], bool)
@@ -193,6 +198,10 @@ def _measure(
     found = {f.name: getattr(measured, f.name) for f in fields(StreamMeasurement)}
     found |= dict(zip(_NOISE, measured.noise, strict=True))
     found |= dict(zip(_READOUT, (layout.first, layout.width, np.array(layout.right_to_left)), strict=True))
+    if columns:
+        sky = ~measured.source_mask if measured.source_mask is not None else np.ones(image.shape, bool)
+        rest = image - measured.level[:, column_amplifiers(layout, image.shape[1])]
+        found["column_level"] = column_level(rest, sky, gate=settings.stripes.gate)
     return found | {"background": surface, **_judged(image, held, measured, layout)}
 
 
@@ -216,7 +225,7 @@ def _judged(
     even = len(image) // 2 * 2
     before, free = image[:even, held], ~sources[:even, held]
     after = before - measured.level[:even][:, amplifier[held]]
-    pairs = (even // 2, 2, -1)
+    pairs = (even // 2, 2, int(held.sum()))
     rows = slice(_FLUX_STEP // 2, None, _FLUX_STEP)
     return {
         **judged_stripes(before.reshape(pairs), after.reshape(pairs), free.reshape(pairs), layout.count),
@@ -237,11 +246,11 @@ def readout_of(estimate: xr.Dataset) -> Amplifiers:
 
 def levels_at(estimate: xr.Dataset, group: xr.Dataset | None, recipe: Rows) -> Array:
     """Return the levels (row, amplifier) of an estimate: with the sky of its group, where it agrees with that."""
-    if group is None or not bool(group["member"]):
+    if group is None or not bool(group["agrees"]):
         return estimate["row_level"].data
     sky = GroupSky(
         group["sky_shape"].values, float(group["reference"]), _noise_of(group), group["distance"].values,
-        group["member"].values,
+        group["agrees"].values,
     )  # fmt: skip
     with _thread_pools().limit(limits=1):
         return relevel(
@@ -262,9 +271,10 @@ def combine_streams(members: xr.Dataset, recipe: Rows) -> xr.Dataset:
     Returns
     -------
     Dataset
-        ``sky_shape`` (term) and ``reference``, the sky that they share, and the level that it was scaled to;
+        ``sky_shape`` (shape_term) and ``reference``, the sky that they share, and the level that it was scaled to;
         ``stripes_common``, ``stripes_own`` and ``stripes_exponent``, the stripes' pooled noise; for each exposure
-        ``distance`` of its sky from the shared one, 1 being expected, and ``member``, whether it takes it. NaN and
+        ``distance`` (member) of its sky from the shared one, 1 being expected, and ``agrees`` (member),
+        whether it takes that. NaN and
         False where fewer than two exposures could be compared.
     """
     first = members.isel(exposure=0)
@@ -281,13 +291,13 @@ def combine_streams(members: xr.Dataset, recipe: Rows) -> xr.Dataset:
     shared = {"units": "", "long_name": "Legendre coefficients of the shared sky but the first, over its level"}
     return xr.Dataset(
         {
-            "sky_shape": (("term",), sky.shape, shared),
+            "sky_shape": (("shape_term",), sky.shape, shared),
             "reference": ((), sky.reference, {"units": unit, "long_name": "the shared sky's level"}),
             **{n: ((), v, about_measured(*_NOISE[n], unit)) for n, v in zip(_NOISE, sky.noise, strict=True)},
-            "distance": (("exposure",), sky.distance, {"long_name": "of a sky from the shared one, 1 is expected"}),
-            "member": (("exposure",), sky.member, {"long_name": "whether an exposure takes the shared sky"}),
+            "distance": (("member",), sky.distance, {"long_name": "of a sky from the shared one, 1 is expected"}),
+            "agrees": (("member",), sky.member, {"long_name": "whether an exposure takes the shared sky"}),
         },
-        coords={"exposure": members["exposure"]} if "exposure" in members.coords else {},
+        coords={"member": members["exposure"].values} if "exposure" in members.coords else {},
     )  # fmt: skip
 
 

@@ -370,7 +370,7 @@ def _export(exposure: Exposure, leveling: Leveling, store: ProgramStore, record:
         if found is None or found[0] != where.group_key:
             raise StoreError(f"{exposure.source}: what its group knows is not in {store.name}; run the program again")
         # Its own values, of what has one an exposure.
-        group = found[1].sel(exposure=exposure.name) if "exposure" in found[1].dims else found[1]
+        group = found[1].sel(member=exposure.name) if "member" in found[1].dims else found[1]
     writing = Writing(exposure.layout, *cards_of(exposure.recipe.provenance()))
     measured = Measured(
         job=exposure.job, frame=leveling.frame, estimate=leveling.estimate, recipe=exposure.recipe, group=group,

@@ -108,7 +108,7 @@ def open_program(output: str | PathLike[str]) -> xr.DataTree:
         A node for each kind of exposure: ``/<detector>/<filter>``, or for raws ``/<camera>``; where what was measured
         differs in its form, ``/<detector>/<filter>/<form>``. Each is a Dataset with the dimension `exposure` and the
         exposures' names and header facts as coordinates; a fact that only some headers have is empty or NaN elsewhere.
-        What is not measured is left out.
+        What is not measured is left out. What exposures know together stands below, in ``groups``.
 
     Raises
     ------
@@ -132,7 +132,13 @@ def open_program(output: str | PathLike[str]) -> xr.DataTree:
         with without_remarks():
             tree = xr.open_datatree(location(store.url), engine="zarr", chunks={})
         nodes = {node: _stacked(tree[node].to_dataset(), measured[node], ledger.records) for node in sorted(measured)}
-        return xr.DataTree.from_dict(dict(_named(nodes)))
+        named = dict(_named(nodes))
+        groups = {
+            f"{path}/groups/{name}": group.to_dataset()
+            for path, node in zip(named, nodes, strict=True)
+            for name, group in (tree[node]["groups"].children.items() if "groups" in tree[node].children else ())
+        }
+        return xr.DataTree.from_dict(named | groups)
     except Exception as error:
         raise _damaged(store, error) from error
 
