@@ -10,7 +10,7 @@ OWN = $(shell $(BIN)/python -c 'import sys; print("{}.{}".format(*sys.version_in
 # Modules and classes stay whole, for what their tests share is slow to make.
 QUICK = -m "not slow" -p no:benchmark --numprocesses 2 --dist loadscope
 
-.PHONY: demo test test-pythons test-lowest lint fuzz bench clean
+.PHONY: demo test test-pythons test-lowest test-jwst lint docs pictures notebooks dist fuzz chaos soak bench clean
 
 demo: $(VENV)/.ready
 	$(BIN)/skylevel demo
@@ -36,15 +36,53 @@ test-lowest: $(VENV)/.ready
 	$(VENV)-lowest/bin/python .ci/floors.py
 	$(VENV)-lowest/bin/python -m pytest $(QUICK)
 
+# The JWST pipeline, which CI leaves out.
+test-jwst: $(VENV)/.ready
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(VENV)-jwst
+	$(BIN)/uv pip install --quiet --python $(VENV)-jwst --constraint constraints.txt --editable '.[dev,jwst]'
+	$(VENV)-jwst/bin/python -m pytest tests/test_jwst_pipeline.py
+
 lint: $(VENV)/.ready
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/shellcheck deploy/slurm/*.sbatch .ci/run .ci/python
+	$(BIN)/shellcheck deploy/slurm/*.sbatch deploy/pbs/*.pbs deploy/container/make-certificates .ci/run .ci/python
+	$(BIN)/hadolint deploy/container/Dockerfile
+
+# The site, in docs/_build/html. A warning is an error.
+docs: $(VENV)/.ready
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -d docs/_build/doctrees docs docs/_build/html
+
+# The site's and the README's pictures, drawn from the demo.
+pictures: demo
+	$(BIN)/python docs/pictures.py skylevel-demo
+	$(BIN)/python docs/screens.py skylevel-demo
+
+# The notebooks, run and stored with what they gave.
+notebooks: $(VENV)/.ready
+	$(BIN)/python notebooks/execute.py
+
+# What would be published, and the demo run from the wheel alone, away from this checkout.
+dist: $(VENV)/.ready
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(VENV)-wheel
+	$(BIN)/uv pip install --quiet --python $(VENV)-wheel --constraint constraints.txt dist/*.whl
+	wheel="$$(realpath $(VENV)-wheel)/bin/skylevel" && away=$$(mktemp -d) && cd "$$away" \
+	  && { "$$wheel" demo --quiet; status=$$?; rm -rf "$$away"; exit $$status; }
 
 # Readers against damaged files, for ten minutes.
 fuzz: $(VENV)/.ready
 	SKYLEVEL_FUZZ_SECONDS=600 $(BIN)/python -m pytest tests/test_fuzz.py
+
+# A hundred rounds of kill -9, of client, workers and scheduler.
+chaos: $(VENV)/.ready
+	SKYLEVEL_CHAOS_ROUNDS=100 $(BIN)/python -m pytest tests/test_chaos.py -k killed
+
+# Two thousand exposures, with workers killed: whether memory stays.
+soak: $(VENV)/.ready
+	SKYLEVEL_SOAK_EXPOSURES=2000 $(BIN)/python -m pytest tests/test_chaos.py -k soak
 
 bench: $(VENV)/.ready
 	$(BIN)/python benchmarks/run.py
@@ -56,4 +94,5 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-3.* $(VENV)-lowest skylevel-demo
+	rm -rf $(VENV) $(VENV)-3.* $(VENV)-lowest $(VENV)-jwst $(VENV)-wheel skylevel-demo dist
+	rm -rf docs/_build docs/benchmarks docs/deploy docs/notebooks

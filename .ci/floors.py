@@ -14,6 +14,9 @@ from packaging.version import Version
 def untested_floors() -> Iterator[str]:
     """Say which floors are not installed."""
     for requirement in map(Requirement, metadata.requires("skylevel") or []):
+        if 'extra == "jwst"' in str(requirement.marker):
+            # `make test-jwst` has an environment of its own.
+            continue
         installed = Version(metadata.version(requirement.name))
         floors = [Version(part.version) for part in requirement.specifier if part.operator == ">="]
         if requirement.name != "skylevel" and floors != [installed]:

@@ -31,15 +31,25 @@ PACKAGES = (
 
 
 class Contender:
-    """A process that prepares a function and runs it when asked; see `contender`."""
+    """A process that prepares a function and runs it when asked; see `contender`.
 
-    def __init__(self, modules: str, function: str, *arguments: object, python: str = sys.executable) -> None:
+    Of NumPy's names of what processors can do, it does without those in `without`.
+    """
+
+    def __init__(
+        self, modules: str, function: str, *arguments: object, python: str = sys.executable, without: str = ""
+    ) -> None:
         command = [python, str(CONTENDER), modules, function, *map(str, arguments)]
         self.name = f"{modules} {function}"
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT
-        )
-        self.answer()
+        env = ENVIRONMENT | ({"NPY_DISABLE_CPU_FEATURES": without} if without else {})
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
+        self._is_ready = False
+
+    def ready(self) -> None:
+        """Wait until it is prepared: several prepare themselves at once."""
+        if not self._is_ready:
+            self._is_ready = True
+            self.answer()
 
     def __enter__(self) -> Self:
         return self
@@ -49,6 +59,7 @@ class Contender:
         self._process.wait()
 
     def ask(self, request: str) -> None:
+        self.ready()
         self._process.stdin.write(f"{request}\n")
         self._process.stdin.flush()
 
@@ -86,6 +97,9 @@ class Command:
     def __exit__(self, *_: object) -> None:
         pass
 
+    def ready(self) -> None:
+        """It starts when it is run."""
+
     def run(self) -> dict[str, Any]:
         start = time.perf_counter()
         process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL, env=ENVIRONMENT)
@@ -121,6 +135,8 @@ def race(
 
     With `settle`, two rounds at each turn, the second of which counts.
     """
+    for contender in contenders:
+        contender.ready()
     for contender in contenders:
         if contender not in slow:
             contender.run()

@@ -49,7 +49,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(prefix="skylevel-bench-") as name:
         bench = speed.Bench(Path(name), chosen.quick)
-        with Contender("contenders.inputs", "write", name) as inputs:
+        with Contender("contenders.inputs", "write", name, "small" if chosen.quick else "all") as inputs:
             inputs.run()
         for page, module, about in (("speed", speed, SPEED), ("scale", scale, SCALE)):
             if chosen.only in (None, page):

@@ -98,12 +98,12 @@ class Scaling:
 
 def two_workers(bench: Bench) -> tuple[str, float]:
     """The page's section, and a worker's CPU seconds for one exposure."""
-    count, rounds = _count_that_fits(bench), 2 if bench.quick else 5
+    count, rounds = _count_that_fits(bench), 2 if bench.quick else 3
     sources = bench.path("full")
     with Contender("contenders.tiny_inputs", "links", bench.path("program"), sources, count) as links:
         links.run()
     measured = [_scaling("disk", sources, bench.folder, count, rounds)]
-    if psutil.virtual_memory().available > 4 * OUTPUT_BYTES * count and IN_MEMORY.is_dir():
+    if not bench.quick and psutil.virtual_memory().available > 4 * OUTPUT_BYTES * count and IN_MEMORY.is_dir():
         with tempfile.TemporaryDirectory(prefix="skylevel-bench-", dir=IN_MEMORY) as folder:
             measured.append(_scaling("memory", sources, Path(folder), count, rounds))
     on_disk, best = measured[0], measured[-1]
@@ -149,8 +149,8 @@ def _scaling(place: str, sources: str, folder: Path, count: int, rounds: int) ->
 
 
 def _count_that_fits(bench: Bench) -> int:
-    """40, or 8 for a quick pass, but no more than half of the free disk holds twice."""
-    wanted = 8 if bench.quick else 40
+    """24, or 8 for a quick pass, but no more than half of the free disk holds twice."""
+    wanted = 8 if bench.quick else 24
     return max(4, min(wanted, int(disk_usage(bench.folder).free / 4 / OUTPUT_BYTES)))
 
 

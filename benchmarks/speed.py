@@ -4,11 +4,13 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 from racing import COMPARED, ENVIRONMENT, Command, Contender, both, importable, race, table, verdict, versus
 
 KINDS = ("flat", "sparse", "extended", "crowded")
@@ -17,10 +19,14 @@ JWST_PYTHON = "SKYLEVEL_BENCH_JWST_PYTHON"
 
 @dataclass(frozen=True)
 class Bench:
-    """Where the inputs are, and how many rounds are run."""
+    """Where the inputs are, how many rounds are run, and what of the processor NumPy does without."""
 
     folder: Path
     quick: bool
+    without: str = ""
+
+    def contender(self, modules: str, function: str, *arguments: object) -> Contender:
+        return Contender(modules, function, *arguments, without=self.without)
 
     def rounds(self, count: int) -> int:
         return max(2, count // 3) if self.quick else count
@@ -30,27 +36,20 @@ class Bench:
 
 
 def report(bench: Bench) -> str:
-    sections: list[Callable[[Bench], str]] = [
-        rows, channels, cal_file, raw_file, imports, sizes, chunks, pipeline, workers,
-    ]  # fmt: skip
+    sections: list[Callable[[Bench], str]] = [rows, channels, without_avx512, cal_file, raw_file, imports]
+    longer: list[Callable[[Bench], str]] = [sizes, chunks, pipeline, workers]
     texts = []
-    for section in sections:
-        print(f"speed: {section.__name__}", flush=True)
+    for section in sections + ([] if bench.quick else longer):
+        began = time.monotonic()
         texts.append(section(bench))
+        print(f"speed: {section.__name__} took {time.monotonic() - began:.0f} s", flush=True)
+    if bench.quick:
+        texts.append("A quick pass leaves out: cost with size, memory per tile, the JWST pipeline, Dask workers.")
     return "\n\n".join(texts)
 
 
 def rows(bench: Bench) -> str:
-    lines, profile = [], ""
-    for kind in KINDS:
-        path = bench.path(f"{kind}.npy")
-        with Contender("contenders.kernels", "rows", path) as ours, Contender(
-            "contenders.references", "rows_photutils", path
-        ) as theirs:
-            mine, plain = race([ours, theirs], bench.rounds(9))
-            profile = ours.profile() if kind == "sparse" else profile
-            lines.append(versus(kind, mine, "photutils calls", plain, 0.12))
-    lines += [_rows_notebook(bench, kind) for kind in ("sparse", "crowded")]
+    lines, profile = _rows(bench, 7)
     bottleneck = "installed" if importable("bottleneck") else "not installed"
     return f"""## Rows, 2048 x 2048 float32, memory to memory
 
@@ -69,12 +68,28 @@ are joined to sources. What the next factor would take: one compiled pass for sm
 in place of a dozen of NumPy's; sorting stays."""
 
 
+def _rows(bench: Bench, rounds: int) -> tuple[list[list[str]], str]:
+    """Lines of all scenes against photutils and of two against the notebook; and where the time goes."""
+    lines, profile = [], ""
+    for kind in KINDS:
+        path = bench.path(f"{kind}.npy")
+        with (
+            bench.contender("contenders.kernels", "rows", path) as ours,
+            bench.contender("contenders.references", "rows_photutils", path) as theirs,
+        ):
+            mine, plain = race([ours, theirs], bench.rounds(rounds))
+            profile = ours.profile() if kind == "sparse" else profile
+            lines.append(versus(kind, mine, "photutils calls", plain, 0.12))
+    return lines + [_rows_notebook(bench, kind) for kind in ("sparse", "crowded")], profile
+
+
 def _rows_notebook(bench: Bench, kind: str) -> list[str]:
     path = bench.path(f"{kind}.npy")
-    with Contender("contenders.kernels", "rows", path) as ours, Contender(
-        "contenders.references", "rows_notebook", path
-    ) as theirs:
-        mine, notebook = race([ours, theirs], bench.rounds(2), slow=[theirs])
+    with (
+        bench.contender("contenders.kernels", "rows", path) as ours,
+        bench.contender("contenders.references", "rows_notebook", path) as theirs,
+    ):
+        mine, notebook = race([ours, theirs], 1 if bench.quick else 2, slow=[theirs])
         return versus(kind, mine, "the whole notebook", notebook, 1 / 40, "<= 1/40 = 0.025")
 
 
@@ -92,23 +107,7 @@ def _meshes_alone(bench: Bench) -> str:
 
 
 def channels(bench: Bench) -> str:
-    """Both methods, against one run of the notebook, which is slow."""
-    path, kernels = bench.path("mosaic24.npy"), "contenders.kernels"
-    with ExitStack() as stack:
-        enter = stack.enter_context
-        filled = enter(Contender(kernels, "channels", path, "filled"))
-        dead = enter(Contender(kernels, "channels", bench.path("dead24.npy"), "filled"))
-        planes = enter(Contender(kernels, "channels", path, "planes"))
-        notebook = enter(Contender("contenders.references", "channels_notebook", path))
-        times = race([filled, dead, planes, notebook], bench.rounds(2), slow=[notebook])
-        peaks = [contender.peak()["mb"] for contender in (filled, planes, notebook)]
-        profile = filled.profile()
-    names = ("filled", "filled, 100 pixels of value 0", "planes")
-    bounds = ((1 / 14, "<= 1/14 = 0.071"), (1 / 14, "<= 1/14 = 0.071"), (1 / 40, "<= 1/40 = 0.025"))
-    lines = [
-        versus(name, mine, "the notebook's calls", times[-1], *bound)
-        for name, mine, bound in zip(names, times[:-1], bounds, strict=True)
-    ]
+    lines, peaks, profile = _channels(bench)
     kept = "met" if peaks[0] < 600 else "**missed**"
     return f"""## Channels, 24 MP (4000 x 6000, RGGB), memory to memory
 
@@ -127,7 +126,31 @@ sums of the clipping rounds. The columns near a pixel of value 0 are filled twic
 take: not sorting what the fill invented, which is what "planes" does; for the notebook's own numbers, a selection in
 place of the sort, in compiled code, or a sort in float32.
 
-{_planes_and_sep(bench, path)}"""
+{_planes_and_sep(bench, bench.path("mosaic24.npy"))}"""
+
+
+def _channels(bench: Bench) -> tuple[list[list[str]], list[float], str]:
+    """Lines of both methods against one or two runs of the notebook, which is slow; peaks; where the time goes."""
+    path, kernels = bench.path("mosaic24.npy"), "contenders.kernels"
+    with ExitStack() as stack:
+        calls = (
+            (kernels, "channels", path, "filled"),
+            (kernels, "channels", bench.path("dead24.npy"), "filled"),
+            (kernels, "channels", path, "planes"),
+            ("contenders.references", "channels_notebook", path),
+        )
+        contenders = [stack.enter_context(bench.contender(*call)) for call in calls]
+        filled, _, planes, notebook = contenders
+        times = race(contenders, 1 if bench.quick else 2, slow=[notebook])
+        peaks = [contender.peak()["mb"] for contender in (filled, planes, notebook)]
+        profile = filled.profile()
+    names = ("filled", "filled, 100 pixels of value 0", "planes")
+    bounds = ((1 / 14, "<= 1/14 = 0.071"), (1 / 14, "<= 1/14 = 0.071"), (1 / 40, "<= 1/40 = 0.025"))
+    lines = [
+        versus(name, mine, "the notebook's calls", times[-1], *bound)
+        for name, mine, bound in zip(names, times[:-1], bounds, strict=True)
+    ]
+    return lines, peaks, profile
 
 
 def _planes_and_sep(bench: Bench, path: str) -> str:
@@ -139,7 +162,7 @@ def _planes_and_sep(bench: Bench, path: str) -> str:
     )
     with ExitStack() as stack:
         contenders = [stack.enter_context(Contender(*call)) for call in calls]
-        ours, ours_mesh, theirs, theirs_mesh = race(contenders, bench.rounds(11))
+        ours, ours_mesh, theirs, theirs_mesh = race(contenders, bench.rounds(9))
         profile, profile_mesh = contenders[0].profile(), contenders[1].profile()
     whole, less = "mosaic to levelled mosaic", "less CPU"
     lines = [
@@ -162,6 +185,48 @@ result at every other pixel. What the next factor would take: sums of squares as
 without writing the squares first; then a compiled clipping round."""
 
 
+def without_avx512(bench: Bench) -> str:
+    title = "## The same without AVX-512\n\n"
+    found = np.show_config(mode="dicts")["SIMD Extensions"].get("found", [])
+    without = " ".join(name for name in found if name.startswith(("AVX512", "X86_V4")))
+    if not without:
+        return title + "This machine's processor has no AVX-512: all of this page was measured without."
+    older = replace(bench, without=without)
+    path = bench.path("mosaic24.npy")
+    with (
+        older.contender("contenders.kernels", "channels", path, "planes") as planes,
+        older.contender("contenders.peers", "planes", path) as sep,
+    ):
+        ours, theirs = race([planes, sep], bench.rounds(9))
+    lines = [
+        *_rows(older, 5)[0], *_channels(older)[0],
+        versus("planes, mosaic to levelled mosaic", ours, "sep, the same", theirs, 1.0, "less CPU"),
+    ]  # fmt: skip
+    return f"""{title}Most laptops have no AVX-512, with which NumPy sorts where there is. Here it is told to do without
+(`NPY_DISABLE_CPU_FEATURES="{without}"`), on both sides. The levelled images of both modes are
+{_agreement(bench, older)}.
+
+{table(COMPARED, lines)}
+
+What decides here is `ndarray.sort`. AVX-512 is no gain everywhere: some processors (Zen 4) execute what NumPy's sorts
+of 32 and 64 bits are made of slowly, and are faster without. Integers of 16 bits are sorted by radix where that is
+faster, which skylevel tries once in each process."""
+
+
+def _agreement(bench: Bench, older: Bench) -> str:
+    """Whether levelled images have the same bits in both modes, in words."""
+    calls = (
+        ("rows", bench.path("crowded.npy")),
+        *(("channels", bench.path("mosaic24.npy"), method) for method in ("filled", "planes")),
+    )
+    digests = []
+    for mode in (bench, older):
+        with ExitStack() as stack:
+            contenders = [stack.enter_context(mode.contender("contenders.kernels", "digest", *call)) for call in calls]
+            digests.append([contender.run()["digest"] for contender in contenders])
+    return "the same, bit for bit" if digests[0] == digests[1] else "**not the same**"
+
+
 def cal_file(bench: Bench) -> str:
     path = next(str(p) for p in sorted(bench.folder.glob("program/*nrcb1_cal.fits")))
     copy = bench.folder / "copy.fits"
@@ -170,7 +235,7 @@ def cal_file(bench: Bench) -> str:
         levelled = enter(Contender("contenders.files", "levelled", path, bench.path("out-cal")))
         kernel = enter(Contender("contenders.files", "kernel", path))
         cp = enter(Command("cp", path, copy, clean=copy.unlink))
-        ours, in_memory, copying = race([levelled, kernel, cp], bench.rounds(15))
+        ours, in_memory, copying = race([levelled, kernel, cp], bench.rounds(9))
         profile, peak = levelled.profile(), levelled.peak()["mb"]
     size = Path(path).stat().st_size / 1e6
     bound = in_memory + 5 * copying
@@ -202,7 +267,7 @@ def raw_file(bench: Bench) -> str:
         levelled = enter(Contender("contenders.files", "levelled", path, bench.path("out-raw")))
         kernel = enter(Contender("contenders.files", "kernel", path))
         least = enter(Contender("contenders.files", "unpack_and_write", path, bench.path("least.fits")))
-        ours, in_memory, around = race([levelled, kernel, least], bench.rounds(7))
+        ours, in_memory, around = race([levelled, kernel, least], bench.rounds(5))
         profile, peak = levelled.profile(), levelled.peak()["mb"]
     bound = in_memory + 1.3 * around
     lines = [
@@ -233,7 +298,7 @@ def imports(bench: Bench) -> str:
         "`import photutils.segmentation`": (python, "-c", "import photutils.segmentation"),
         "Python alone": (python, "-c", "pass"),
     }
-    times = dict(zip(commands, race([Command(*c) for c in commands.values()], bench.rounds(9)), strict=True))
+    times = dict(zip(commands, race([Command(*c) for c in commands.values()], bench.rounds(5)), strict=True))
     xarray = times["`import xarray`"]
     lines = [
         versus(name, times[name], "`import xarray`", xarray, 1.0 if name in list(commands)[:2] else None)
@@ -298,7 +363,7 @@ def _touched(bench: Bench) -> str:
     costs = []
     for pause in (0, 3):
         with Contender("contenders.memory", "touch", pause) as contender:
-            (times,) = race([contender], bench.rounds(5))
+            (times,) = race([contender], bench.rounds(3))
         costs.append(1e9 / 2**26 * times.cpu)
     return f"256 MiB costs {costs[0]:.1f} ns a float32 at once and {costs[1]:.1f} ns after a pause of 3 s here"
 
@@ -309,7 +374,7 @@ def _growth(bench: Bench, name: str, small: tuple[str, float], large: tuple[str,
     calls = [("contenders.kernels", function, bench.path(file), *method, times) for (file, _), times in given]
     with ExitStack() as stack:
         contenders = [stack.enter_context(Contender(*call)) for call in calls]
-        raced = race(contenders, bench.rounds(4), settle=True)
+        raced = race(contenders, 2, settle=True)
     one, four, whole = (1e9 / (n * times) * t for t, ((_, n), times) in zip(raced, given, strict=True))
     shown = [f"{t.cpu:.1f} ({t.system:.1f}) / {t.wall:.1f}" for t in (one, four, whole)]
     users = [(whole.cpu - whole.system) / (t.cpu - t.system) for t in (four, one)]
@@ -358,7 +423,7 @@ def pipeline(bench: Bench) -> str:
         ours = enter(Contender("contenders.kernels", "rows", path))
         median = enter(Contender("contenders.pipeline", "clean", path, "median", python=python))
         fft = enter(Contender("contenders.pipeline", "clean", path, "fft", python=python))
-        mine, by_median, by_fft = race([ours, median, fft], bench.rounds(5))
+        mine, by_median, by_fft = race([ours, median, fft], bench.rounds(3))
     show = "from importlib.metadata import version as v; print('jwst', v('jwst') + ', NumPy', v('numpy'))"
     versions = subprocess.run([python, "-c", show], capture_output=True, text=True, check=True).stdout.strip()
     lines = [
@@ -404,7 +469,7 @@ def _in_worker(bench: Bench, function: str, *arguments: str) -> list[str]:
                 ("contenders.workers", "returning", (function, *arguments)),
             )
         ]
-        times = race(contenders, bench.rounds(5))
+        times = race(contenders, bench.rounds(3))
     process, _, worker, returning = times
     ratio = worker.cpu / process.cpu
     saved = 1 - worker.cpu / returning.cpu

@@ -1,7 +1,12 @@
 """Hypothesis settings for every test, the frame makers of `scenes` as factory fixtures, and a cluster to run on."""
 
+import json
 import logging
+import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -9,6 +14,7 @@ import xarray as xr
 from distributed import Client, LocalCluster
 
 import scenes
+from programs import end_session, start_skylevel
 
 hypothesis.settings.register_profile("skylevel", deadline=None, derandomize=True, max_examples=20, database=None)
 hypothesis.settings.load_profile("skylevel")
@@ -41,3 +47,51 @@ def client() -> Iterator[Client]:
         Client(cluster, set_as_default=False) as connected,
     ):
         yield connected
+
+
+PRELOAD = """\
+import os
+import time
+
+import skylevel.program.tasks as tasks
+from skylevel.io.frame import open_frame
+
+
+def open_slowly(path):
+    time.sleep(0.2)
+    if "killer" in str(path):
+        os._exit(1)
+    return open_frame(path)
+
+
+tasks.open_frame = open_slowly
+"""
+
+
+@pytest.fixture
+def slow(tmp_path: Path) -> dict[str, str]:
+    """An environment whose workers, wherever they are started, read slowly."""
+    (tmp_path / "read_slowly.py").write_text(PRELOAD)
+    return {
+        "DASK_DISTRIBUTED__WORKER__PRELOAD": json.dumps([str(tmp_path / "read_slowly.py")]),
+        "DASK_SKYLEVEL__CONNECT_TIMEOUT": "10s",
+    }
+
+
+@pytest.fixture
+def clean_up() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
+
+
+@pytest.fixture
+def start(clean_up: ExitStack) -> Callable[..., subprocess.Popen[str]]:
+    """Start the command line; whatever becomes of the test, it and its workers are gone afterwards."""
+
+    def started(*arguments: object, **options: Any) -> subprocess.Popen[str]:
+        process = start_skylevel(*arguments, start_new_session=True, **options)
+        clean_up.callback(process.communicate)
+        clean_up.callback(end_session, process.pid)
+        return process
+
+    return started

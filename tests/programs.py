@@ -3,13 +3,16 @@
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+import psutil
 import pytest
 import xarray as xr
 from astropy.io import fits
@@ -143,3 +146,33 @@ def stamps(folder: Path) -> dict[str, tuple[int, int]]:
     """Time of change and inode of every file below a folder, by its path there: whether anything was written."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file())
     return {str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.stat().st_ino) for path in files}
+
+
+def end_session(session: int) -> None:
+    """Kill every process of a session that a test started."""
+    for process in psutil.process_iter():
+        with suppress(ProcessLookupError, psutil.NoSuchProcess):
+            if os.getsid(process.pid) == session:
+                process.kill()
+
+
+def wait_until(condition: Callable[[], Any], *, seconds: float = 90, what: str = "") -> Any:
+    """What the condition gives once that is true."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"never came: {what or condition}"
+        time.sleep(0.02)
+    return value
+
+
+def workers_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The worker processes that a command with a cluster of its own has started."""
+    children = psutil.Process(process.pid).children(recursive=True)
+    return [child for child in children if "spawn_main" in " ".join(command_of(child))]
+
+
+def command_of(process: psutil.Process) -> list[str]:
+    try:
+        return list(process.cmdline())
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return []

@@ -23,35 +23,28 @@ import psutil
 import pytest
 from distributed import Client, Future, KilledWorker, LocalCluster
 
-from programs import finish, image_of, measured_in, pixels_of, skylevel, start_skylevel, write_exposures
+from programs import (
+    end_session,
+    finish,
+    image_of,
+    measured_in,
+    pixels_of,
+    skylevel,
+    wait_until,
+    workers_of,
+    write_exposures,
+)
+from skylevel.errors import SchedulerLostError
 from skylevel.io.store import ProgramStore
+from skylevel.program.cluster import check_workers
 from skylevel.program.fan_out import fan_out
 from skylevel.program.plan import make_plan
-from skylevel.program.run import run_partition
+from skylevel.program.run import run, run_partition
 
 pytestmark = pytest.mark.slow
 
 COUNT = 16
 NAMES = [f"e{i:02d}" for i in range(COUNT)]
-
-PRELOAD = """\
-import os
-import time
-
-import skylevel.program.tasks as tasks
-from skylevel.io.frame import open_frame
-
-
-def open_slowly(path):
-    time.sleep(0.2)
-    if "killer" in str(path):
-        os._exit(1)
-    return open_frame(path)
-
-
-tasks.open_frame = open_slowly
-"""
-
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -69,71 +62,12 @@ def undisturbed(program: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
     return pixels_of(output)
 
 
-@pytest.fixture
-def slow(tmp_path: Path) -> dict[str, str]:
-    """An environment whose workers, wherever they are started, read slowly."""
-    (tmp_path / "read_slowly.py").write_text(PRELOAD)
-    return {
-        "DASK_DISTRIBUTED__WORKER__PRELOAD": json.dumps([str(tmp_path / "read_slowly.py")]),
-        "DASK_SKYLEVEL__CONNECT_TIMEOUT": "10s",
-    }
-
-
-@pytest.fixture
-def clean_up() -> Iterator[ExitStack]:
-    with ExitStack() as stack:
-        yield stack
-
-
-@pytest.fixture
-def start(clean_up: ExitStack) -> Callable[..., subprocess.Popen[str]]:
-    """Start the command line; whatever becomes of the test, it and its workers are gone afterwards."""
-
-    def started(*arguments: object, **options: Any) -> subprocess.Popen[str]:
-        process = start_skylevel(*arguments, start_new_session=True, **options)
-        clean_up.callback(process.communicate)
-        clean_up.callback(end_session, process.pid)
-        return process
-
-    return started
-
-
-def end_session(session: int) -> None:
-    """Kill every process of a session that a test started."""
-    for process in psutil.process_iter():
-        with suppress(ProcessLookupError, psutil.NoSuchProcess):
-            if os.getsid(process.pid) == session:
-                process.kill()
-
-
-def wait_until(condition: Callable[[], Any], *, seconds: float = 90, what: str = "") -> Any:
-    """What the condition gives once that is true."""
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"never came: {what or condition}"
-        time.sleep(0.02)
-    return value
-
-
 def n_written(output: Path) -> int:
     return len(list(output.glob("*_rowbgsub.fits")))
 
 
 def wait_for_outputs(output: Path, count: int) -> None:
     wait_until(lambda: n_written(output) >= count, what=f"{count} outputs")
-
-
-def workers_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    """The worker processes that a command with a cluster of its own has started."""
-    children = psutil.Process(process.pid).children(recursive=True)
-    return [child for child in children if "spawn_main" in " ".join(command_of(child))]
-
-
-def command_of(process: psutil.Process) -> list[str]:
-    try:
-        return list(process.cmdline())
-    except (psutil.NoSuchProcess, psutil.ZombieProcess):
-        return []
 
 
 def assert_survivors(output: Path, undisturbed: dict[str, bytes]) -> None:
@@ -218,7 +152,7 @@ def test_a_neighbour_of_the_guilty_is_tried_again_alone() -> None:
 class Dask:
     """A scheduler and workers in processes of their own, as on somebody's cluster."""
 
-    def __init__(self, folder: Path, env: dict[str, str], stack: ExitStack) -> None:
+    def __init__(self, folder: Path, env: dict[str, str], stack: ExitStack, *of_workers: str) -> None:
         self.folder = folder
         self.env = {**os.environ, **env}
         self.stack = stack
@@ -226,7 +160,8 @@ class Dask:
         self.scheduler = self.start("scheduler", "--host", "127.0.0.1", "--port", "0", "--dashboard-address",
                                     "127.0.0.1:0", "--scheduler-file", str(folder / "scheduler.json"))  # fmt: skip
         self.address = str(json.loads(wait_until(self.read, what="a scheduler"))["address"])
-        self.workers = [self.start("worker", self.address, "--nthreads", "1", "--no-dashboard") for _ in range(2)]
+        worker = ("worker", self.address, "--nthreads", "1", "--no-dashboard", *of_workers)
+        self.workers = [self.start(*worker) for _ in range(2)]
 
     def start(self, *arguments: str) -> subprocess.Popen[bytes]:
         log = self.stack.enter_context((self.folder / "log").open("ab"))
@@ -270,6 +205,67 @@ class TestSchedulerDies:
         assert again.returncode == 0
         assert 0 < done_in(again) < COUNT
         assert_whole(output, undisturbed)
+
+    def test_none_of_the_frames_that_are_done_in_blocks_has_failed(
+        self, program: Path, tmp_path: Path, clean_up: ExitStack, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Neither the one that was under way, nor those that were still to come."""
+        # Every frame is larger than a worker then.
+        monkeypatch.setattr("skylevel.program.forecast._BASE_BYTES", 2 << 30)
+        other = Dask(tmp_path / "dask", {}, clean_up, "--memory-limit", "1100MiB")
+        output, count = tmp_path / "out", 0
+
+        def kill(finished: int, _: int) -> None:
+            nonlocal count
+            count = finished
+            other.scheduler.kill()
+            other.scheduler.wait()
+
+        with (
+            dask.config.set({"distributed.comm.timeouts.connect": "3 s"}),
+            Client(other.address, set_as_default=False) as client,
+            pytest.raises(SchedulerLostError, match=r"^the scheduler is gone; what was done is stored"),
+        ):
+            run([str(program)], str(output), client=client, progress=kill)
+        assert count == 1
+        assert measured_in(output) == NAMES[:1]
+        assert ProgramStore(str(output / "program.zarr")).failures() == {}
+        assert not list(output.rglob("*lock"))
+
+
+class TestAskedForTheirVersion:
+    """Before the first exposure, the workers are asked: who is asked may die just then."""
+
+    @pytest.fixture
+    def cluster(self, tmp_path: Path, clean_up: ExitStack) -> Dask:
+        started = Dask(tmp_path / "dask", {}, clean_up)
+        started.worker_pids()
+        return started
+
+    def ask(self, cluster: Dask, kill: Callable[[], None]) -> int:
+        with Client(cluster.address, set_as_default=False) as client:
+            run, killed = client.run, []
+
+            def run_and_kill(*arguments: Any) -> Any:
+                if not killed:
+                    killed.append(kill())
+                return run(*arguments)
+
+            client.run = run_and_kill
+            return check_workers(client)
+
+    def test_the_scheduler_dies(self, cluster: Dask) -> None:
+        with pytest.raises(SchedulerLostError, match="run the same command again"):
+            self.ask(cluster, lambda: kill_and_wait(cluster.scheduler.pid))
+
+    def test_a_worker_dies(self, cluster: Dask) -> None:
+        assert self.ask(cluster, lambda: kill_and_wait(cluster.worker_pids()[0])) >= 1
+
+
+def kill_and_wait(pid: int) -> None:
+    process = psutil.Process(pid)
+    process.kill()
+    wait_until(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE)
 
 
 class TestWorkerFreezes:

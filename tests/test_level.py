@@ -35,6 +35,7 @@ from skylevel.level import (
     subtract_channels,
     subtract_rows,
 )
+from skylevel.level.frames import JUDGED
 from skylevel.recipes import Channels, Rows
 
 SCENES = {"flat": 512, "sparse": 600, "extended": 777, "crowded": 1024}
@@ -248,7 +249,7 @@ def test_rows_have_the_agreed_schema():
 def test_rows_need_the_image_alone():
     image = make_image((60, 70)).image
     out = level_rows(make_frame(image, err=False, dq=False))
-    assert set(out.data_vars) == ROWS_VARIABLES
+    assert set(out.data_vars) == ROWS_VARIABLES | set(JUDGED)
     assert_rows_are_the_notebooks(out, image)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import fsspec
 import numpy as np
@@ -191,7 +192,8 @@ class TestFirstRun:
         assert {"read", "measure"} <= set(attributes["metrics"]["seconds"])
 
     def test_each_step_is_told_and_each_failure(self, program: Program) -> None:
-        assert program.log[0] == "11 exposures: 0 done already, to do: 4 channels, 7 rows"
+        assert program.log[0] == f"{program.folder}: 1 subfolder skipped; --recursive looks into them"
+        assert program.log[1] == "11 exposures: 0 done already, to do: 4 channels, 7 rows"
         for name in GOOD:
             steps = [line.partition(": ")[2].split()[0] for line in program.log if line.startswith(f"{name}: ")]
             assert steps == ["read", "measured", "wrote"]
@@ -235,6 +237,19 @@ class TestAgain:
         before = stamps(copied.output)
         sl.run(copied.folder, copied.output, client=client)
         assert stamps(copied.output) == before
+
+    def test_a_run_that_ended_before_its_last_step_is_finished(
+        self, exposures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """All is done but that the store tells of dates and detectors: the next run finds nothing else to do."""
+        plan, output = make_plan([str(exposures)], str(tmp_path / "out")), str(tmp_path / "out")
+        with monkeypatch.context() as killed:
+            killed.setattr(ProgramStore, "describe", Mock(side_effect=KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                run_partition(plan, output, (1, 1))
+        assert "date_obs" not in sl.open_program(output)["NRCA1/F200W"]
+        assert run_partition(plan, output, (1, 1)).done == []
+        assert "date_obs" in sl.open_program(output)["NRCA1/F200W"]
 
     def test_it_needs_no_cluster(self, copied: Program) -> None:
         assert len(sl.run(copied.folder, copied.output, cluster="tcp://127.0.0.1:1").skipped) == len(GOOD)

@@ -11,15 +11,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import nbformat
 import psutil
 import pytest
 import yaml
 
+from execute import execute
 from programs import SKYLEVEL, finish, pixels_of, skylevel, start_skylevel, write_exposures
 
 pytestmark = pytest.mark.slow
 
 DEPLOY = Path(__file__).resolve().parents[1] / "deploy" / "slurm"
+NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 TOOLS = Path(__file__).resolve().parents[2] / "shared" / "tools"
 SYSTEM_PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin"
 COUNT = 24
@@ -297,3 +300,10 @@ class TestJobArray:
         slurm.wait_for_end(again, tmp_path)
         assert lost.stat().st_mtime_ns > kept.pop(lost)
         assert kept == {path: path.stat().st_mtime_ns for path in kept}
+
+
+def test_the_notebook_runs_on_it(slurm, tmp_path):
+    notebook = nbformat.read(NOTEBOOKS / "04_cluster.ipynb", as_version=4)
+    ran = execute(notebook, tmp_path, slurm.env)
+    said = "".join(output.get("text", "") for cell in ran.cells for output in cell.get("outputs", ()))
+    assert "3 done, 0 failed\nlevelled True\nlevelled-slurm True\n" in said

@@ -224,7 +224,7 @@ class TestAnyClient:
         store.write_plan({"format": FORMAT})
         store.write_failure("c", "reason")
         store.describe(NODE, [{}, {"date_obs": "2024-01-01", "exposure_time": 107.4}], {})
-        store.finish()
+        store.finish("key")
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             node = xr.open_datatree(store.url, engine="zarr")[NODE].to_dataset().load()

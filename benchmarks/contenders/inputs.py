@@ -15,10 +15,14 @@ from skylevel.demo.dng import write_dng
 ROWS_SEED, MOSAIC_SEED, DEMO_SEED = 90210, 90211, 90212
 
 
-def write(folder: str) -> Callable[[], None]:
+def write(folder: str, size: str) -> Callable[[], None]:
+    """With the large images, unless `size` is "small"."""
+
     def run() -> None:
         _write_rows(Path(folder))
         _write_channels(Path(folder))
+        if size != "small":
+            _write_large(Path(folder))
         write_program(Path(folder, "program"), seed=DEMO_SEED)
 
     return run
@@ -27,6 +31,10 @@ def write(folder: str) -> Callable[[], None]:
 def _write_rows(folder: Path) -> None:
     for kind in KINDS:
         np.save(folder / f"{kind}.npy", make_scene(kind, 2048, seed=ROWS_SEED).image)
+
+
+def _write_large(folder: Path) -> None:
+    np.save(folder / "mosaic96.npy", np.tile(np.load(folder / "mosaic24.npy"), (2, 2)))
     sparse = np.load(folder / "sparse.npy")
     for times in (2, 4):
         # The same pixels again, so that a pixel of a large image costs no more for what it shows.
@@ -41,7 +49,6 @@ def _write_rows(folder: Path) -> None:
 def _write_channels(folder: Path) -> None:
     mosaic = make_mosaic((4000, 6000), seed=MOSAIC_SEED, stars=3000)
     np.save(folder / "mosaic24.npy", mosaic)
-    np.save(folder / "mosaic96.npy", np.tile(mosaic, (2, 2)))
     dead = mosaic.copy()
     dead.flat[np.random.default_rng(MOSAIC_SEED).choice(dead.size, 100, replace=False)] = 0
     np.save(folder / "dead24.npy", dead)

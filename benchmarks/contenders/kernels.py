@@ -1,5 +1,6 @@
 """skylevel's kernels through `level_rows` and `level_channels`, memory to memory."""
 
+import hashlib
 from collections.abc import Callable
 from typing import Any
 
@@ -28,6 +29,17 @@ def rows(path: str, times: str = "1") -> Callable[[], Any]:
     """So many results, which are kept to the end of the round."""
     frame = rows_frame(path)
     return lambda: [level_rows(frame) for _ in range(int(times))]
+
+
+def digest(function: str, path: str, *method: str) -> Callable[[], dict[str, str]]:
+    """The bits of what `rows` or `channels` makes."""
+    run = {"rows": rows, "channels": channels}[function](path, *method)
+
+    def digested() -> dict[str, str]:
+        arrays = [variable.values for _, variable in sorted(run()[0].data_vars.items())]
+        return {"digest": hashlib.sha256(b"".join(np.ascontiguousarray(a).tobytes() for a in arrays)).hexdigest()}
+
+    return digested
 
 
 def rows_mesh(path: str) -> Callable[[], Any]:

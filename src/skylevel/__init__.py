@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from skylevel.program.view import open_program
     from skylevel.program.view import program_status as status
     from skylevel.recipes import Channels, Rows
+    from skylevel.report import write_report
     from skylevel.version import __version__ as __version__
 
 # Where each public name is, found on first use, so that importing skylevel (in every worker, and for --help) costs no
@@ -42,6 +43,7 @@ _HOMES = {
     "run": ("skylevel.program.run", "run"),
     "status": ("skylevel.program.view", "program_status"),
     "write_frame": ("skylevel.jobs.writing", "write_frame"),
+    "write_report": ("skylevel.report", "write_report"),
 }
 
 __all__ = [
@@ -60,6 +62,7 @@ __all__ = [
     "run",
     "status",
     "write_frame",
+    "write_report",
 ]
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypedDict, Unpack
 
 from skylevel.errors import SettingsError
+from skylevel.html import table
 from skylevel.version import __version__
 
 # Keyword, value and comment of a FITS header.
@@ -102,6 +103,11 @@ class Recipe:
             "skylevel_version": __version__, "skylevel_recipe": self.name, "skylevel_hash": self.hash,
             "skylevel_settings": settings,
         }  # fmt: skip
+
+    def _repr_html_(self) -> str:
+        """Return a table of the settings for a notebook."""
+        rows = [(f.name, getattr(self, f.name), f.metadata["unit"], f.metadata["doc"]) for f in fields(self)]
+        return table(f"{type(self).__name__}: settings", ("setting", "value", "unit", "meaning"), rows)
 
     @property
     def hash(self) -> str:

@@ -76,7 +76,7 @@ _ORDER_CARDS = ("A_ORDER", "B_ORDER", "AP_ORDER", "BP_ORDER")
 # Cards that decide where an exposure's results go.
 _NEEDED_CARDS = ("DETECTOR", "FILTER")
 
-OBSERVATION_CARDS: Mapping[str, tuple[type, tuple[str, ...]]] = {
+OBSERVATION_CARDS: dict[str, tuple[type, tuple[str, ...]]] = {
     "instrument": (str, ("INSTRUME",)),
     "detector": (str, ("DETECTOR",)),
     "channel": (str, ("CHANNEL",)),
@@ -94,7 +94,7 @@ OBSERVATION_CARDS: Mapping[str, tuple[type, tuple[str, ...]]] = {
     "program": (str, ("PROGRAM",)),
     "exposure_time": (float, ("EFFEXPTM", "XPOSURE", "EXPTIME")),
 }
-PHOTOMETRY_CARDS: Mapping[str, tuple[type, tuple[str, ...]]] = {
+PHOTOMETRY_CARDS: dict[str, tuple[type, tuple[str, ...]]] = {
     "unit": (str, ("BUNIT",)),
     "photmjsr": (float, ("PHOTMJSR",)),
     "pixel_area_sr": (float, ("PIXAR_SR",)),
@@ -171,6 +171,13 @@ def peek_of(hdus: Sequence[Hdu], extension: int, source: str) -> tuple[tuple[int
     return (image.shape[-2], image.shape[-1]), attrs
 
 
+def header_attributes(headers: Sequence[fits.Header]) -> dict[str, Any]:
+    """Return those attributes of an exposure that stand in single cards; see this module."""
+    attrs = {"unit": ""} | _cards(OBSERVATION_CARDS | PHOTOMETRY_CARDS, headers)
+    tool = levelled_by(headers)
+    return attrs | ({"levelled_by": tool} if tool else {})
+
+
 def image_hdus(path: str) -> tuple[list[Hdu], int]:
     """Return the HDUs of a file, and the index of the one whose image is to be levelled.
 
@@ -222,26 +229,6 @@ def _planes(hdus: Sequence[Hdu], extension: int, path: str) -> dict[str, xr.Vari
 
 def _is_plane(hdu: Hdu, shape: tuple[int, ...]) -> bool:
     return hdu.shape[-2:] == shape and math.prod(hdu.shape[:-2]) == 1
-
-
-def no_data_mask(frame: xr.Dataset) -> xr.DataArray:
-    """Pixels of a mosaic that no exposure reached: they hold 0 and mean nothing, so they are to stay as they are.
-
-    Parameters
-    ----------
-    frame : Dataset
-        With `sci`, and with `wht` where its file has that.
-
-    Returns
-    -------
-    DataArray (y, x) bool
-        True where `sci` is exactly 0 and `wht`, or in a mosaic without weights nothing, speaks for it. False
-        everywhere in an exposure of a detector. Lazy where the frame is chunked.
-    """
-    empty = frame["sci"] == 0
-    if "wht" in frame:
-        return empty & (frame["wht"] == 0)
-    return empty if frame.attrs.get("resampled") else xr.zeros_like(empty)
 
 
 def _attributes(hdus: Sequence[Hdu], extension: int, path: str) -> dict[str, Any]:

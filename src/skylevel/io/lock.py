@@ -21,7 +21,8 @@ from uuid import uuid4
 import psutil
 
 from skylevel.errors import StoreError
-from skylevel.io.remote import file_system, is_remote
+from skylevel.io.remote import file_system
+from skylevel.io.urls import is_remote
 
 # Seconds. An owner elsewhere renews its lock so often; has died where it did not for so long, and does not while it is
 # watched for three times as long as it should take.
@@ -30,6 +31,8 @@ _EXPIRES = 60.0
 _WATCHED = 3 * _RENEWED_EVERY
 _PAUSE = 0.05
 _PATIENCE = 60.0
+# A run that was just killed, or has just ended, may take so long to be gone.
+_ENDING = 2.0
 # A process's start is known to within the clock's corrections.
 _SAME_START = 5.0
 
@@ -145,9 +148,9 @@ def reserved(folder: str, share: Share | None = None) -> Iterator[Lock]:
 
 def _require_free(folder: str, name: str) -> None:
     """Refuse a run beside the one that holds a lock, unless that one is dead, whose lock is removed."""
-    watch = _Watch(f"{folder}/{name}")
+    deadline, watch = time.monotonic() + _ENDING, _Watch(f"{folder}/{name}")
     while not watch.is_free():
-        if not watch.doubts:
+        if time.monotonic() > deadline and not watch.doubts:
             share = _RUN.fullmatch(name)
             what = f"share {share[1]} of {share[2]}, " if share and share[1] else ""
             raise StoreError(

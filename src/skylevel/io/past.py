@@ -16,6 +16,7 @@ _SIGNS = (
     ("S_NSCLEN", "COMPLETE", "nsclean of the JWST pipeline"),
     ("ONEFEXP", None, "grizli's 1/f correction"),
 )
+SIGN_CARDS = ("SKYLEVEL", *(keyword for keyword, _, _ in _SIGNS))
 _HISTORY = re.compile(r"remstriping|image1overf", re.IGNORECASE)
 _NO = ("", "F", "FALSE", "NO", "NONE", "SKIPPED", "INCOMPLETE", "0", "N/A")
 

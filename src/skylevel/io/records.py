@@ -21,6 +21,9 @@ CHECKSUM_BYTES = 4
 # Dimensions of a few places, whatever the frame's size.
 _SMALL_DIMS = {"channel", "amplifier", "term", "part", "lag"}
 
+#: Of a record, the part that only the report asks for: it is ten times as large as the rest.
+PICTURE = "picture"
+
 
 def encode_record(record: Mapping[str, Any]) -> bytes:
     """Return a record of `plain` values as the chunk that stores it."""
@@ -28,8 +31,8 @@ def encode_record(record: Mapping[str, Any]) -> bytes:
     return body + crc32c(body).to_bytes(CHECKSUM_BYTES, "little")
 
 
-def decode_record(chunk: bytes) -> dict[str, Any] | None:
-    """Return the record in a stored chunk; None where it is damaged or of another form."""
+def decode_record(chunk: bytes, *, picture: bool = False) -> dict[str, Any] | None:
+    """Return the record in a stored chunk, with its picture or without; None where it is damaged or of another form."""
     body, checksum = chunk[:-CHECKSUM_BYTES], chunk[-CHECKSUM_BYTES:]
     if crc32c(body).to_bytes(CHECKSUM_BYTES, "little") != checksum:
         return None
@@ -37,13 +40,21 @@ def decode_record(chunk: bytes) -> dict[str, Any] | None:
         record = json.loads(VLenUTF8().decode(body)[0])
     except (ValueError, IndexError, RecursionError):
         return None
-    return record if _is_record(record) else None
+    if not _is_record(record):
+        return None
+    if not picture:
+        record.pop(PICTURE, None)
+    return record
 
 
 def _is_record(record: Any) -> bool:
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         return False
-    return all(isinstance(record.get(name), dict) for name in ("checksums", "small", "facts", "metrics"))
+    if not all(isinstance(record.get(name), dict) for name in ("checksums", "small", "facts", "metrics")):
+        return False
+    return all(isinstance(one, list) for one in record["checksums"].values()) and all(
+        isinstance(kept, list) and len(kept) == 3 and isinstance(kept[0], list) for kept in record["small"].values()
+    )
 
 
 def small_values(estimate: xr.Dataset) -> dict[str, Any]:

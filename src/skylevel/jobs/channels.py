@@ -1,5 +1,6 @@
 """The channel job: camera raws lose a smooth background of each colour."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -10,11 +11,16 @@ import numpy as np
 import xarray as xr
 
 from skylevel.io.camera import write_mosaic
-from skylevel.jobs.job import Facts, Measured, Product, Writing, write_levelled
+from skylevel.jobs.job import Facts, Measured, Product, Writing
 from skylevel.jobs.meshes import percentiles, relaxed, write_background
 from skylevel.level.channels import estimate_channels, subtract_channels
 from skylevel.level.smooth import combine_night, unevenness, vignetting_in_corners, with_night
 from skylevel.recipes import Channels, Recipe
+
+# Of a levelled frame's pixels, how many may be below 0 without a word, in percent; and every how many rows are looked
+# at: an odd number, to meet the rows of every colour.
+_FEW_PERCENT = 0.1
+_ROWS_APART = 7
 
 # Of a smooth background's gradient: of the sky, left, and expected of noise.
 _HELD_OUT = ("before", "after", "noise")
@@ -31,6 +37,22 @@ _A_FEW = 4
 # An uneven background is one that differs from a smooth one by more than this share of it, and this many times its
 # noise; light is much where it fills more than this share of the boxes.
 _UNEVEN, _NOISES, _MUCH_LIGHT = 1e-3, 3.0, 0.05
+
+
+def _write_levelled(path: Path, measured: Measured) -> str:
+    """Write the levelled mosaic, and say which pedestal would bring its pixels above 0."""
+    levelled = measured.levelled()
+    measured.job.write_levelled(path, measured.frame, levelled, measured.writing)
+    rows = levelled.to_numpy()[::_ROWS_APART]
+    pixels = rows[np.isfinite(rows)]
+    lowest = float(np.percentile(pixels, _FEW_PERCENT)) if pixels.size else 0.0
+    if lowest >= 0:
+        return ""
+    # Two digits, so that the frames of a night are told much the same.
+    needed = measured.recipe.pedestal - lowest
+    unit = 10.0 ** max(math.floor(math.log10(needed)) - 1, 0)
+    below, pedestal = 100 * np.count_nonzero(pixels < 0) / pixels.size, math.ceil(needed / unit) * unit
+    return f"{below:.3g} % of its pixels are below 0; for a program that cuts there, --set pedestal={pedestal:.0f}"
 
 
 def _write_background(path: Path, measured: Measured) -> None:
@@ -55,7 +77,7 @@ class ChannelsJob:
     kind = "camera"
     variable = "raw"
     products: ClassVar[Mapping[str, Product]] = {
-        "levelled": Product("{stem}.bkg_subtracted.fits", write_levelled),
+        "levelled": Product("{stem}.bkg_subtracted.fits", _write_levelled),
         "background": Product("{stem}.bkg_background.fits", _write_background, 12),
     }
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -58,7 +59,7 @@ class Writing(NamedTuple):
     history: list[str]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Measured:
     """A frame with what was measured of it: what a product is made of.
 
@@ -82,7 +83,11 @@ class Measured:
     writing: Writing
 
     def levelled(self) -> xr.DataArray:
-        """Return the levelled image (y, x)."""
+        """Return the levelled image (y, x), which is made once; not to be modified."""
+        return self._levelled
+
+    @cached_property
+    def _levelled(self) -> xr.DataArray:
         return self.job.subtract(self.frame, self.estimate, self.recipe, self.group)
 
 
@@ -94,13 +99,13 @@ class Product(NamedTuple):
     file : str
         Its name, with ``{stem}`` for the exposure's.
     write : callable
-        Writes it to a path.
+        Writes it to a path, and returns what there is to say of it, if anything.
     bytes_per_pixel : int
         Of memory, beside the frame, while it is made.
     """
 
     file: str
-    write: Callable[[Path, Measured], None]
+    write: Callable[[Path, Measured], str | None]
     bytes_per_pixel: int = 0
 
 

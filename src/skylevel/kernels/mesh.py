@@ -14,6 +14,7 @@ from scipy.ndimage import spline_filter
 from scipy.spatial import cKDTree
 
 from skylevel.errors import NoBackgroundError
+from skylevel.kernels.sorting import sort_rows
 
 Float = NDArray[np.float64]
 Float32 = NDArray[np.float32]
@@ -155,7 +156,7 @@ def clipped_statistics(
     Once a box is sorted, what a round keeps is a range of it, found by bisection. As in astropy's ``SigmaClip``,
     each round measures what all rounds before it kept, and the last round's bounds are applied to all values.
     """
-    values.sort(axis=1)
+    sort_rows(values)
     lo = np.zeros(len(values), np.intp) if first is None else first.astype(np.intp)
     hi = _count_finite(values)
     # Sums about a value inside the box lose no digits to its level.

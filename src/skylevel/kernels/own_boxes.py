@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skylevel.kernels.pattern import ColorPattern
+from skylevel.kernels.sorting import sort_rows
 from skylevel.kernels.tile import Tile
 
 Float = NDArray[np.float64]
@@ -148,7 +149,7 @@ def _boxes(planes: list[Pixels], shape: tuple[int, ...], box_size: tuple[int, in
 
 def _statistics(values: Pixels) -> Float32:
     """Return level, scatter and count (3, box) of boxes (box, pixel), which are sorted in place."""
-    values.sort(axis=1, kind="stable" if values.dtype.kind in "iu" else None)
+    sort_rows(values)
     boxes = _SortedBoxes(values)
     first, last = np.zeros(len(values)), boxes.n_good.astype(np.float64)
     lo, hi = first, last

@@ -52,12 +52,22 @@ def _medians(
 ) -> NDArray[np.floating]:
     counted = (image > 0) if positive_only else ~np.isnan(image)
     counted &= ~mask
-    ordered = image.copy()
-    np.copyto(ordered, np.nan, where=~counted)
-    ordered.sort(axis=1)
+    values = image[counted]
     # In bits: counting along an axis is slow.
     n = np.bitwise_count(np.packbits(counted, axis=1)).sum(axis=1, dtype=np.intp)
-    rows = np.arange(len(image))
-    lower = ordered[rows, np.maximum(n - 1, 0) // 2]
-    upper = ordered[rows, np.minimum(n // 2, image.shape[1] - 1)]
-    return np.where(n > 0, (lower + upper) / 2, np.asarray(np.nan, image.dtype))
+    middle = np.full((2, len(image)), np.nan, image.dtype)
+    for y, row in enumerate(np.split(values, np.cumsum(n)[:-1])):
+        if row.size:
+            middle[:, y] = _middle(row)
+    return np.asarray(middle.sum(axis=0) / 2, image.dtype)
+
+
+def _middle(values: NDArray[np.floating]) -> tuple[np.floating, np.floating]:
+    """Return the two values that stand in the middle, or twice the one that does; puts `values` in another order.
+
+    Which stand there is found faster than the order of all, and below the upper one only its neighbour is looked for.
+    """
+    half = values.size // 2
+    values.partition(half)
+    upper = values[half]
+    return (upper if values.size % 2 else values[:half].max()), upper

@@ -13,7 +13,9 @@ from skylevel.errors import SchedulerLostError
 Item = TypeVar("Item")
 Outcome = Any
 
-_GONE = "the scheduler is gone; what was done is stored: run the same command again"
+# Seconds within which a scheduler that lives says so, however much it has to do.
+_ANSWERS_WITHIN = 30
+GONE = "the scheduler is gone; what was done is stored: run the same command again"
 
 
 def fan_out(
@@ -60,6 +62,7 @@ def _run(
     completed = as_completed([], loop=client.loop)
 
     def start() -> None:
+        _require_open(client)
         for item in islice(waiting, max(in_flight() - len(running), 0)):
             future = submit(item)
             running[future.key] = item
@@ -77,6 +80,27 @@ def _run(
         if running:
             # Left early, by an error or the user: what has not begun is not begun.
             client.cancel([*completed.futures], force=True)
+
+
+def require_scheduler(client: Client) -> None:
+    """See that the scheduler answers: what fails without one has not failed, and what is asked of none never ends.
+
+    Raises
+    ------
+    SchedulerLostError
+        The scheduler is gone.
+    """
+    _require_open(client)
+    try:
+        client.sync(client.scheduler.identity, callback_timeout=_ANSWERS_WITHIN)
+    except OSError as error:
+        raise SchedulerLostError(GONE) from error
+
+
+def _require_open(client: Client) -> None:
+    """Refuse a client that has given its scheduler up: it would take what is submitted, and never tell of it."""
+    if client.status in ("closing", "closed"):
+        raise SchedulerLostError(GONE)
 
 
 def result_of(future: Future) -> Any:
@@ -99,4 +123,4 @@ def _outcome(future: Future) -> Outcome:
     except (Exception, CancelledError) as error:
         if future.status == "error":
             return error
-        raise SchedulerLostError(_GONE) from error
+        raise SchedulerLostError(GONE) from error

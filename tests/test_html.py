@@ -1,0 +1,43 @@
+"""What notebooks show of settings and results."""
+
+import dataclasses
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+import skylevel as sl
+from skylevel.html import table
+from skylevel.program.notebook_bar import notebook_bar
+from skylevel.program.run import ProgramResult
+
+HOSTILE = "<script>alert('x')</script>"
+
+
+def test_text_in_a_table_is_text():
+    html = table(HOSTILE, [HOSTILE], [[HOSTILE]])
+    assert "<script" not in html
+    assert html.count("&lt;script&gt;") == 3
+
+
+@pytest.mark.parametrize("recipe", [sl.Rows(threshold=3.25), sl.Channels()], ids=lambda recipe: recipe.name)
+def test_settings_show_every_field(recipe):
+    html = recipe._repr_html_()
+    for field in dataclasses.fields(recipe):
+        assert f">{field.name}</td>" in html
+    assert recipe.name == "channels" or ">3.25</td>" in html
+
+
+def test_a_result_shows_what_failed_first_with_its_reason():
+    result = ProgramResult("out", failed={"b": HOSTILE}, skipped=["a"])
+    html = result._repr_html_()
+    assert "out: 0 done, 1 done before, 1 failed" in html
+    assert html.index(">b<") < html.index(">a<")
+    assert HOSTILE not in html
+
+
+def test_no_bar_outside_a_notebook(monkeypatch):
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: None))
+    assert notebook_bar() is None
+    monkeypatch.delitem(sys.modules, "IPython")
+    assert notebook_bar() is None
