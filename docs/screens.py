@@ -22,10 +22,13 @@ COLUMNS = 100
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 # Whether this Chromium can be asked for a dark page differs by its age: what the page sees is set directly.
 VIEWS = {
-    "report": ("1280,1600",),
+    "report": ("1280,1500",),
     "report-phone": ("390,844",),
-    "report-dark": ("1280,1600", "--blink-settings=preferredColorScheme=0"),
+    "report-dark": ("1280,1500", "--blink-settings=preferredColorScheme=0"),
 }
+# The page allows no script but its own. In the copy that is shown opened, one more presses a button.
+_POLICY = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')
+_OPEN = '<script>addEventListener("load", () => document.querySelector("button.open").click())</script>'
 QUIETLY = (
     "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync", "--hide-scrollbars", "--virtual-time-budget=5000",
@@ -69,6 +72,10 @@ def report(folder: Path) -> None:
         return
     for name, (size, *options) in VIEWS.items():
         _shoot(page, OUTPUT / f"{name}.webp", size, options)
+    opened = page.with_name("report-opened.html")
+    opened.write_text(_POLICY.sub("", page.read_text(encoding="utf-8")) + _OPEN, encoding="utf-8")
+    _shoot(opened, OUTPUT / "report-exposure.webp", "1280,1000", ())
+    opened.unlink()
 
 
 def _shoot(page: Path, path: Path, size: str, options: Sequence[str]) -> None:

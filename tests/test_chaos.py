@@ -302,7 +302,7 @@ def report(samples: Mapping[str, list[float]], kills: int, seconds: float) -> st
 def assert_right(output: Path, kinds: Mapping[str, Path], folder: Path) -> None:
     """Every stored chunk has its checksum, and every output the pixels of an undisturbed run's."""
     run = ("run", folder / "sources", "--output", folder / "alone", "--partition", "1/1")
-    command = Command(folder, *run, log="alone")
+    command = Command(folder, *run, log="log-alone")
     assert command.end() == 0, command.said()
     right = {path: image_of(folder / "alone" / f"{path.stem}_rowbgsub.fits").tobytes() for path in set(kinds.values())}
     store = ProgramStore(store_url(output))

@@ -276,12 +276,12 @@ def copied(arguments: str, root: Path) -> None:
     """Do what COPY, or a line of %files, does."""
     *sources, target = arguments.split()
     for source in sources:
-        to = root / target.lstrip("/") / (source if target.endswith("/") else "")
+        to = root / target.lstrip("/") / (Path(source).name if target.endswith("/") else "")
         to.parent.mkdir(parents=True, exist_ok=True)
         if (ROOT / source).is_dir():
             shutil.copytree(ROOT / source, to, ignore=shutil.ignore_patterns("__pycache__"))
         else:
-            shutil.copy2(ROOT / source, root / target.lstrip("/") / Path(source).name)
+            shutil.copy2(ROOT / source, to)
 
 
 def canonical(pin: str) -> str:
@@ -301,7 +301,9 @@ def apptainer_build() -> tuple[list[str], list[str]]:
     """What the definition's %files copies, and its %post."""
     sections = re.split(r"^%(\w+)\n", (DEPLOY / "apptainer" / "skylevel.def").read_text(), flags=re.MULTILINE)
     by_name = dict(zip(sections[1::2], sections[2::2], strict=True))
-    return [line for line in by_name["files"].splitlines() if line.strip()], [by_name["post"]]
+    files = [line for line in by_name["files"].splitlines() if line.strip()]
+    assert {len(line.split()) for line in files} == {2}, "a line of %files has one source"
+    return files, [by_name["post"]]
 
 
 @pytest.mark.slow

@@ -16,8 +16,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import dask
+import psutil
 import pytest
 from distributed import Client, Future, KilledWorker, LocalCluster
 
@@ -34,6 +36,7 @@ from programs import (
 )
 from skylevel.errors import SchedulerLostError
 from skylevel.io.store import ProgramStore
+from skylevel.program.cluster import check_workers
 from skylevel.program.fan_out import fan_out
 from skylevel.program.plan import make_plan
 from skylevel.program.run import run, run_partition
@@ -203,7 +206,6 @@ class TestSchedulerDies:
         assert 0 < done_in(again) < COUNT
         assert_whole(output, undisturbed)
 
-
     def test_none_of_the_frames_that_are_done_in_blocks_has_failed(
         self, program: Path, tmp_path: Path, clean_up: ExitStack, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -229,6 +231,41 @@ class TestSchedulerDies:
         assert measured_in(output) == NAMES[:1]
         assert ProgramStore(str(output / "program.zarr")).failures() == {}
         assert not list(output.rglob("*lock"))
+
+
+class TestAskedForTheirVersion:
+    """Before the first exposure, the workers are asked: who is asked may die just then."""
+
+    @pytest.fixture
+    def cluster(self, tmp_path: Path, clean_up: ExitStack) -> Dask:
+        started = Dask(tmp_path / "dask", {}, clean_up)
+        started.worker_pids()
+        return started
+
+    def ask(self, cluster: Dask, kill: Callable[[], None]) -> int:
+        with Client(cluster.address, set_as_default=False) as client:
+            run, killed = client.run, []
+
+            def run_and_kill(*arguments: Any) -> Any:
+                if not killed:
+                    killed.append(kill())
+                return run(*arguments)
+
+            client.run = run_and_kill
+            return check_workers(client)
+
+    def test_the_scheduler_dies(self, cluster: Dask) -> None:
+        with pytest.raises(SchedulerLostError, match="run the same command again"):
+            self.ask(cluster, lambda: kill_and_wait(cluster.scheduler.pid))
+
+    def test_a_worker_dies(self, cluster: Dask) -> None:
+        assert self.ask(cluster, lambda: kill_and_wait(cluster.worker_pids()[0])) >= 1
+
+
+def kill_and_wait(pid: int) -> None:
+    process = psutil.Process(pid)
+    process.kill()
+    wait_until(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE)
 
 
 class TestWorkerFreezes:

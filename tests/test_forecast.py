@@ -19,7 +19,7 @@ from skylevel.demo.dng import write_dng
 from skylevel.errors import PlanError
 from skylevel.level import detect_rows
 from skylevel.program import forecast as module
-from skylevel.program.forecast import forecast, require_disk, require_possible, summarize, too_large
+from skylevel.program.forecast import Need, forecast, impossible, require_disk, summarize, too_large
 from skylevel.program.plan import make_plan
 from skylevel.program.run import run_partition
 
@@ -130,8 +130,9 @@ def test_a_plan_that_does_not_fit_on_the_disk_is_refused(tmp_path, monkeypatch):
 def test_what_cannot_be_done_in_blocks_is_refused(tmp_path):
     write_raw(tmp_path / "night.dng", 1)
     (raw,) = make_plan([str(tmp_path)], str(tmp_path / "out"))
+    needs = {"night": Need(("channels", "", ""), 5_000_000_000, 0)}
     with pytest.raises(PlanError, match=r"night\.dng: needs about 5\.00 GB of memory, a worker has 2\.00 GB"):
-        require_possible(raw, 5_000_000_000, 2_000_000_000)
+        impossible([raw], needs, 2_000_000_000)
     needs = forecast([raw])
     assert too_large(needs, 1 << 20) == ["night"]
     assert too_large(needs, 0) == []

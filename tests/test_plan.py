@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from skylevel.errors import PlanError
 from skylevel.io.nodes import Place
 from skylevel.jobs import Facts
-from skylevel.program.plan import Exposure, expand_inputs, make_plan, partition
+from skylevel.program.inputs import expand_inputs
+from skylevel.program.plan import Exposure, make_plan, partition
 from skylevel.recipes import Channels, Rows
 
 
@@ -82,7 +83,8 @@ class TestInputs:
 
     def test_relative_inputs_become_absolute(self, night: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(night)
-        assert list(expand_inputs(["x.dng", "*.dng", "../night/x.dng"])) == [str(night / "x.dng")] * 3
+        found = expand_inputs(["x.dng", "*.dng", "../night/x.dng"])
+        assert [one.source for one in found] == [str(night / "x.dng")] * 3
 
     def test_inputs_are_sorted_and_each_file_taken_once(self, night: Path) -> None:
         given = (night / "x.dng", night, f"{night}/*_cal.fits", night / "a_cal.fits")
@@ -107,7 +109,7 @@ class TestInputs:
         assert names(asn) == ["a_cal.fits", "gone.fits"]
 
     def test_file_urls_are_paths(self, night: Path) -> None:
-        assert list(expand_inputs([f"file://{night}/a_cal.fits"])) == [str(night / "a_cal.fits")]
+        assert [one.source for one in expand_inputs([f"file://{night}/a_cal.fits"])] == [str(night / "a_cal.fits")]
         assert names(f"file://{night}", night) == INPUTS
 
     @pytest.fixture

@@ -192,7 +192,8 @@ class TestFirstRun:
         assert {"read", "measure"} <= set(attributes["metrics"]["seconds"])
 
     def test_each_step_is_told_and_each_failure(self, program: Program) -> None:
-        assert program.log[0] == "11 exposures: 0 done already, to do: 4 channels, 7 rows"
+        assert program.log[0] == f"{program.folder}: 1 subfolder skipped; --recursive looks into them"
+        assert program.log[1] == "11 exposures: 0 done already, to do: 4 channels, 7 rows"
         for name in GOOD:
             steps = [line.partition(": ")[2].split()[0] for line in program.log if line.startswith(f"{name}: ")]
             assert steps == ["read", "measured", "wrote"]

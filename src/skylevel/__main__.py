@@ -23,11 +23,12 @@ def main() -> None:
     stop_at_once()
     sys.unraisablehook = stop_where_nothing_else_can
     _open_standard_streams()
-    sys.stdout, sys.stderr = _Lenient.over(sys.stdout, 1), _Lenient.over(sys.stderr, 2)
+    printed, told = _Dropping(1, "wb", closefd=False), _Dropping(2, "wb", closefd=False)
+    sys.stdout, sys.stderr = _over(printed, sys.stdout), _over(told, sys.stderr)
     status = _status()
     sys.stdout.flush()
-    if isinstance(sys.stdout, _Lenient) and (lost := sys.stdout.lost):
-        sys.stderr.write(f"skylevel: standard output: {lost.strerror}: not all was printed\n")
+    if printed.lost:
+        sys.stderr.write(f"skylevel: standard output: {printed.lost.strerror}: not all was printed\n")
         status = status or _FAILED
     sys.stderr.flush()
     # Not left to the interpreter: while it ends, a signal would still find it, and a thread could keep it. Where a
@@ -51,7 +52,7 @@ def _status() -> int:
         return _WRONG
 
 
-class _Lenient(io.TextIOWrapper):
+class _Dropping(io.FileIO):
     """A standard stream that drops what cannot be written: a reader that is gone, or a full disk, stops no work.
 
     Attributes
@@ -60,19 +61,6 @@ class _Lenient(io.TextIOWrapper):
         Why something was dropped, unless the reader just wanted no more.
     """
 
-    @classmethod
-    def over(cls, stream: "TextIO", descriptor: int) -> "_Lenient":
-        """Return one in a standard stream's place."""
-        raw = _Dropping(descriptor, "wb", closefd=False)
-        buffered = getattr(stream, "line_buffering", True)
-        return cls(io.BufferedWriter(raw), encoding=stream.encoding, errors=stream.errors, line_buffering=buffered)
-
-    @property
-    def lost(self) -> OSError | None:
-        return self.buffer.raw.lost  # type: ignore[attr-defined]
-
-
-class _Dropping(io.FileIO):
     lost: OSError | None = None
 
     def write(self, data: "ReadableBuffer") -> int:
@@ -83,6 +71,18 @@ class _Dropping(io.FileIO):
         except OSError as error:
             self.lost = error
         return memoryview(data).nbytes
+
+
+def _over(raw: _Dropping, stream: "TextIO") -> io.TextIOWrapper:
+    """Return a text stream over another descriptor, as the given one is over its own."""
+    through = getattr(stream, "write_through", False)
+    return io.TextIOWrapper(
+        raw if through else io.BufferedWriter(raw),
+        encoding=stream.encoding,
+        errors=stream.errors,
+        line_buffering=bool(stream.line_buffering),
+        write_through=through,
+    )
 
 
 def _open_standard_streams() -> None:

@@ -1,6 +1,9 @@
 """The command line. Heavy modules are imported by the commands that need them, so that ``--help`` answers at once."""
 
+import io
 import logging
+import os
+import stat
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,8 +16,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from skylevel import __version__
-from skylevel.errors import SchedulerLostError, SettingsError, SkylevelError
+from skylevel.errors import PlanError, SchedulerLostError, SettingsError, SkylevelError
 from skylevel.interrupts import STOPPED, stop_in_order
+from skylevel.io.urls import shown
 from skylevel.recipes import RECIPES, Recipe
 from skylevel.settings_file import read_settings, to_toml
 
@@ -46,6 +50,10 @@ def main() -> None:
 
 def run_command() -> int:
     """Run the command that was given, and return the status to end with; an error that a user can cause is one line."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # Of a terminal that cannot show every character.
+            stream.reconfigure(errors="backslashreplace")
     try:
         return int(commands.main(standalone_mode=False) or 0)
     except click.exceptions.Exit as stop:
@@ -53,14 +61,14 @@ def run_command() -> int:
     except click.ClickException as error:
         error.show()
     except SkylevelError as error:
-        errors.print(f"skylevel: {error}", markup=False)
+        errors.print(f"skylevel: {shown(str(error))}", markup=False)
         return FAILED if isinstance(error, SchedulerLostError) else WRONG
     except (KeyboardInterrupt, click.Abort) as error:
         errors.print(STOPPED)
         return getattr(error.__cause__ or error, "status", INTERRUPTED)
     except OSError as error:
         # Such as an output folder that cannot be made.
-        errors.print(f"skylevel: {' '.join(str(error).split())}", markup=False)
+        errors.print(f"skylevel: {shown(str(error))}", markup=False)
     return WRONG
 
 
@@ -112,6 +120,9 @@ def _where_options(function: Callable[..., int]) -> Callable[..., int]:
 )
 @click.option("--keep", default="", metavar="LIST", help="Also write segmentation,masked,background (any of them).")
 @click.option("--overwrite", is_flag=True, help="Do again what is done.")
+@click.option("--again", is_flag=True, help="Level also what skylevel or another tool levelled before.")
+@click.option("--recursive", is_flag=True, help="Look into the folders of a folder too.")
+@click.option("--verify", is_flag=True, help="Look at the contents of what is done; do again what is damaged.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
 @click.option("--partition", metavar="I/N", help="Do only the I-th of N shares, in this process: for job arrays.")
 @click.option("--no-report", is_flag=True, help="Write no report.html at the end.")
@@ -125,22 +136,42 @@ def run(inputs: tuple[str, ...], output: str, **options: Any) -> int:
     from skylevel.program.plan import make_plan
     from skylevel.program.run import Target, run_partition, run_plan
 
-    keep = [word.strip() for word in options["keep"].split(",") if word.strip()]
-    chosen = list(recipes.values()) if options["recipe"] == "auto" else recipes[options["recipe"]]
-    plan = make_plan(inputs, output, recipe=chosen, layout=options["layout"], keep=keep)
+    with _logging([_terminal_handler(options["quiet"])]):
+        plan = make_plan(
+            inputs,
+            output,
+            recipe=list(recipes.values()) if options["recipe"] == "auto" else recipes[options["recipe"]],
+            layout=options["layout"],
+            keep=[word.strip() for word in options["keep"].split(",") if word.strip()],
+            recursive=options["recursive"],
+            again=options["again"],
+        )
+    _remark_on_preset(options["preset"], plan)
     if options["dry_run"]:
-        return _print_plan(plan, output)
+        return _print_plan(plan, output, verify=options["verify"])
+    what = {"overwrite": options["overwrite"], "verify": options["verify"]}
     with _reporting(output, quiet=options["quiet"]) as progress:
         if share:
-            result = run_partition(plan, output, share, overwrite=options["overwrite"], progress=progress)
+            result = run_partition(plan, output, share, **what, progress=progress)
         else:
             target = Target(cluster=options["cluster"], workers=options["workers"])
-            result = run_plan(plan, output, target=target, overwrite=options["overwrite"], progress=progress)
+            result = run_plan(plan, output, target=target, **what, progress=progress)
         write_associations(inputs, plan, output, result.failed)
     code = _print_result(result)
     if not options["no_report"]:
         _report(result, share)
     return code
+
+
+def _remark_on_preset(preset: str | None, plan: "list[Exposure]") -> None:
+    """Say where a preset changes nothing, as no exposure is of its kind."""
+    knowing = [name for name, recipe in RECIPES.items() if preset in recipe.presets]
+    if preset and not any(exposure.recipe.name in knowing for exposure in plan):
+        errors.print(
+            f"skylevel: --preset {preset} changes nothing: it is one of {' and '.join(knowing)}, "
+            "and no exposure is levelled by that",
+            markup=False,
+        )
 
 
 @commands.command()
@@ -157,16 +188,17 @@ def export(output: str, cluster: str, workers: int | None, quiet: bool) -> int:
 
 @commands.command()
 @_output_argument
-def status(output: str) -> int:
+@click.option("--verify", is_flag=True, help="Look at the contents of stored chunks and outputs too.")
+def status(output: str, verify: bool) -> int:
     """Print what is done, failed and left in OUTPUT."""
     from skylevel.program.view import program_status
 
-    states = program_status(output)
+    states = program_status(output, verify=verify)
     count = {state: sum(s.state == state for s in states) for state in ("done", "failed", "left")}
-    console.print(f"{output}: " + ", ".join(f"{n} {state}" for state, n in count.items()), markup=False)
+    console.print(shown(f"{output}: " + ", ".join(f"{n} {state}" for state, n in count.items())), markup=False)
     for exposure in states:
         if exposure.state != "done":
-            console.print(f"  {exposure.state}  {exposure.name}  {exposure.reason}".rstrip(), markup=False)
+            console.print(shown(f"  {exposure.state}  {exposure.name}  {exposure.reason}".rstrip()), markup=False)
     return FAILED if count["failed"] else 0
 
 
@@ -260,37 +292,53 @@ def _share(text: str | None) -> tuple[int, int] | None:
 @contextmanager
 def _reporting(output: str, *, quiet: bool) -> Iterator[Callable[[int, int], None]]:
     """Log lines to the terminal and to OUTPUT/skylevel.log, and show a progress bar on a terminal."""
-    logger = logging.getLogger("skylevel")
-    logger.setLevel(logging.INFO)
     # What becomes of a cluster is said in our own lines, not in the tracebacks that Dask logs.
     for name in ("asyncio", "distributed", "distributed.client", "tornado.application"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    handlers = [_terminal_handler(quiet), *_file_handlers(output)]
-    for handler in handlers:
-        logger.addHandler(handler)
     bar = Progress(
         TextColumn("levelling"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
         console=errors, transient=True, disable=quiet or not errors.is_terminal,
     )  # fmt: skip
+    with _logging([_terminal_handler(quiet), *_file_handlers(output)]), bar, stop_in_order():
+        task = bar.add_task("levelling", total=None)
+        yield lambda count, total: bar.update(task, completed=count, total=total)
+
+
+@contextmanager
+def _logging(handlers: list[logging.Handler]) -> Iterator[None]:
+    """Give the log's lines to these handlers."""
+    logger = logging.getLogger("skylevel")
+    logger.setLevel(logging.INFO)
+    for handler in handlers:
+        logger.addHandler(handler)
     try:
-        with bar, stop_in_order():
-            task = bar.add_task("levelling", total=None)
-            yield lambda count, total: bar.update(task, completed=count, total=total)
+        yield
     finally:
         for handler in handlers:
             logger.removeHandler(handler)
             handler.close()
 
 
+class _Line(logging.Formatter):
+    """A line of the log, in which nothing from outside acts on a terminal, and no URL gives itself away."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return shown(super().format(record))
+
+
 class _TerminalHandler(logging.Handler):
-    """Print log lines above the progress bar, without breaking them."""
+    """Print log lines above the progress bar, without breaking them; the final table names what failed, once."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        errors.print(self.format(record), markup=False, style="red" if record.levelno >= logging.ERROR else None)
+        if record.levelno < logging.ERROR:
+            errors.print(self.format(record), markup=False)
 
 
 class _LogFile(logging.FileHandler):
     """A log that ends where the disk is full: what is done and what failed is on the terminal and in the store."""
+
+    def _open(self) -> Any:
+        return open(self.baseFilename, self.mode, encoding=self.encoding, errors=self.errors, opener=_own_file)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
         pass
@@ -300,10 +348,24 @@ class _LogFile(logging.FileHandler):
             super().close()
 
 
+def _own_file(path: str, flags: int) -> int:
+    """Open a file that is none of another's: no link, pipe or device."""
+    extra = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    try:
+        descriptor = os.open(path, flags | extra, 0o666)
+    except OSError as error:
+        if Path(path).is_symlink():
+            raise PlanError(f"{path}: is a link, and a log has none: remove it, and run again") from error
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise PlanError(f"{path}: is no file: remove it, and run again")
+    return descriptor
+
+
 def _terminal_handler(quiet: bool) -> logging.Handler:
-    # The final table names what failed, with its reason.
     handler = _TerminalHandler(logging.CRITICAL if quiet else logging.INFO)
-    handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", _TIME_FORMAT))
+    handler.setFormatter(_Line("%(asctime)s  %(message)s", _TIME_FORMAT))
     return handler
 
 
@@ -311,30 +373,33 @@ def _file_handlers(output: str) -> list[logging.Handler]:
     if "://" in output:
         return []
     Path(output).mkdir(parents=True, exist_ok=True)
-    handler = _LogFile(Path(output, "skylevel.log"), encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", _TIME_FORMAT))
+    handler = _LogFile(Path(output, "skylevel.log"), encoding="utf-8", errors="backslashreplace")
+    handler.setFormatter(_Line("%(asctime)s %(levelname)s %(message)s", _TIME_FORMAT))
     return [handler]
 
 
-def _print_plan(plan: "list[Exposure]", output: str) -> int:
+def _print_plan(plan: "list[Exposure]", output: str, *, verify: bool) -> int:
     """Print what there is to do, of which kinds, and what it needs."""
-    from skylevel.io.remote import is_remote
     from skylevel.io.store import ProgramStore
-    from skylevel.program.forecast import forecast, free_disk, gigabytes, summarize
+    from skylevel.io.urls import is_remote
+    from skylevel.program.forecast import forecast, free_disk, gigabytes, remark_on_mosaics, require_disk, summarize
     from skylevel.program.ledger import Steps
     from skylevel.program.places import work_left
     from skylevel.program.plan import store_url
 
-    work = work_left(plan, ProgramStore(store_url(output)))
+    with _logging([_terminal_handler(quiet=False)]):
+        work = work_left(plan, ProgramStore(store_url(output)), verify=verify)
     left = [exposure for exposure in plan if work[exposure.name]]
     needs = forecast(left)
+    fails = {e.name: e.trouble for e in left if e.trouble} | require_disk(needs, output)
     rows = [("exposure", "recipe", "size", "to do", "output")]
     for exposure in plan:
         size = exposure.identity.get("size")
         names = {Steps.MEASURE: "measure", Steps.EXPORT: "export"}
         todo = ", ".join(text for step, text in names.items() if step in work[exposure.name]) or "-"
-        shown = gigabytes(size) if size else "?"
-        rows.append((exposure.name, exposure.recipe.name, shown, todo, exposure.outputs["levelled"]))
+        todo = "nothing: fails" if exposure.name in fails else todo
+        big = gigabytes(size) if size else "?"
+        rows.append((exposure.name, exposure.recipe.name, big, todo, exposure.outputs["levelled"]))
     _print_columns(rows)
     if needs:
         kinds = [("recipe", "detector or camera", "filter", "exposures")]
@@ -350,6 +415,9 @@ def _print_plan(plan: "list[Exposure]", output: str) -> int:
             ("memory", f"up to {gigabytes(memory)} for a worker"),
         ]
     )
+    for line in [remark_on_mosaics(left), *(f"would fail: {fails[name]}" for name in sorted(fails))]:
+        if line:
+            errors.print(shown(line), markup=False)
     return 0
 
 
@@ -377,7 +445,7 @@ def _print_result(result: "ProgramResult") -> int:
     for advice in result.advice:
         console.print(advice, markup=False)
     for reason in result.failed.values():
-        errors.print(f"failed: {reason}", markup=False)
+        errors.print(shown(f"failed: {reason}"), markup=False)
     return FAILED if result.failed else 0
 
 
@@ -394,6 +462,7 @@ def _work(result: "ProgramResult") -> str:
 
 def _print_columns(rows: Sequence[tuple[str, ...]]) -> None:
     """Print a table whose paths stay whole, however narrow the terminal: they are there to be copied."""
+    rows = [tuple(map(shown, row)) for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))

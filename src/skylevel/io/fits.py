@@ -6,7 +6,8 @@ pixels are written: through astropy it takes a second pass and a second image.
 
 import gzip
 import os
-from collections.abc import Collection, Iterable, Iterator, Sequence
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +20,14 @@ from numpy.typing import NDArray
 from skylevel.errors import OutputError, SettingsError, ShapeError, UnreadableFrameError
 from skylevel.io.atomic import replacing
 from skylevel.io.cards import ascii_text
-from skylevel.io.hdus import BLOCK, CARD, Hdu, padded, read_hdus
+from skylevel.io.hdus import BLOCK, CARD, FITS_MAGIC, Hdu, open_bytes, padded, read_hdus, read_start
 
 PIECE = 1 << 20
 CHECKSUM_COMMENT = "set by skylevel"
 CHECKSUM_CARDS = ("DATASUM", "CHECKSUM")
+_OUR_CHECKSUM = re.compile(rb"CHECKSUM= '[0-9A-Za-z]{16}' *(/ " + CHECKSUM_COMMENT.encode() + b")")
+# The sum of an HDU whose CHECKSUM is true.
+_WHOLE = 0xFFFFFFFF
 
 Card = tuple[str, str | int | float | bool | None, str]
 
@@ -212,6 +216,59 @@ def read_back(path: Path, written: Sequence[Written], *, name: Path) -> None:
     places = [(hdu.start, hdu.end) for hdu in hdus]
     if wrong or places != [(w.start, w.end) for w in written] or path.stat().st_size != places[-1][1]:
         raise OutputError(f"{name}: reads back other than it was written: the disk or its file system is at fault")
+
+
+def unsigned_sums(path: Path, extensions: Collection[int]) -> dict[str, int]:
+    """Return the sums of some HDUs of a file that was just written, by index: of those that carry no CHECKSUM of ours.
+
+    Together with the cards they tell later whether the file is still what was written; see `require_unchanged`.
+    """
+    if read_start(path) != FITS_MAGIC:
+        return {}
+    hdus = read_hdus(path, is_ours=True)
+    with open_bytes(path) as stream:
+        return {
+            str(i): _sum_of_hdu(stream, hdus[i]) for i in extensions if i < len(hdus) and not _is_signed(hdus[i])
+        }
+
+
+def require_unchanged(path: Path, sums: Mapping[str, int], source: Path | None = None) -> None:
+    """Refuse an output that is not what was written.
+
+    Parameters
+    ----------
+    path : Path
+    sums : mapping of str to int
+        What `unsigned_sums` told when it was written.
+    source : Path, optional
+        The exposure that it comes from, where its other HDUs were copied byte for byte.
+
+    Raises
+    ------
+    OutputError, UnreadableFrameError
+        It is damaged, with the HDU.
+    """
+    if not sums and read_start(path) != FITS_MAGIC:
+        return
+    hdus, copied = read_hdus(path), read_hdus(source) if source else []
+    with open_bytes(path) as stream, open_bytes(source or path) as original:
+        for i, hdu in enumerate(hdus):
+            wanted: int | None = sums.get(str(i))
+            if wanted is None and _is_signed(hdu):
+                wanted = _WHOLE
+            elif wanted is None and len(copied) == len(hdus):
+                wanted = _sum_of_hdu(original, copied[i])
+            if wanted is not None and _sum_of_hdu(stream, hdu) != wanted:
+                raise OutputError(f"{path}: HDU {i} is not what was written")
+
+
+def _is_signed(hdu: Hdu) -> bool:
+    """Return whether an HDU carries a CHECKSUM that was set here; others' may never have been true."""
+    return _OUR_CHECKSUM.search(hdu.text) is not None
+
+
+def _sum_of_hdu(stream: IO[bytes], hdu: Hdu) -> int:
+    return _folded(sum(map(_sum_of, _pieces(stream, hdu.start, hdu.end))))
 
 
 def _datasum(stream: IO[bytes], hdu: Hdu) -> int:

@@ -25,7 +25,8 @@ from skylevel.io.camera import open_raw, peek_raw
 from skylevel.io.hdus import FITS_MAGIC, read_start
 from skylevel.io.jwst import exposure_of, image_hdus, peek_of
 from skylevel.io.mosaics import is_mosaic, open_mosaic, peek_mosaic
-from skylevel.io.remote import is_remote, local_input, local_start
+from skylevel.io.remote import local_input, local_start
+from skylevel.io.urls import is_remote
 
 # The image's header stands within so much of most files.
 _HEADER_BYTES = 1 << 20

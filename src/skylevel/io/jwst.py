@@ -231,26 +231,6 @@ def _is_plane(hdu: Hdu, shape: tuple[int, ...]) -> bool:
     return hdu.shape[-2:] == shape and math.prod(hdu.shape[:-2]) == 1
 
 
-def no_data_mask(frame: xr.Dataset) -> xr.DataArray:
-    """Pixels of a mosaic that no exposure reached: they hold 0 and mean nothing, so they are to stay as they are.
-
-    Parameters
-    ----------
-    frame : Dataset
-        With `sci`, and with `wht` where its file has that.
-
-    Returns
-    -------
-    DataArray (y, x) bool
-        True where `sci` is exactly 0 and `wht`, or in a mosaic without weights nothing, speaks for it. False
-        everywhere in an exposure of a detector. Lazy where the frame is chunked.
-    """
-    empty = frame["sci"] == 0
-    if "wht" in frame:
-        return empty & (frame["wht"] == 0)
-    return empty if frame.attrs.get("resampled") else xr.zeros_like(empty)
-
-
 def _attributes(hdus: Sequence[Hdu], extension: int, path: str) -> dict[str, Any]:
     primary, image = hdus[0].header, image_header(path, extension, hdus[extension])
     require_legible(_NEEDED_CARDS, (hdus[0].header, hdus[extension].header), path)

@@ -21,7 +21,8 @@ from uuid import uuid4
 import psutil
 
 from skylevel.errors import StoreError
-from skylevel.io.remote import file_system, is_remote
+from skylevel.io.remote import file_system
+from skylevel.io.urls import is_remote
 
 # Seconds. An owner elsewhere renews its lock so often; has died where it did not for so long, and does not while it is
 # watched for three times as long as it should take.

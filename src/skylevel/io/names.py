@@ -42,6 +42,20 @@ def safe_component(text: str, *, limit: int = 100) -> str:
     return (kept.rstrip(" .") or "_") + suffix
 
 
+def is_safe_component(text: object) -> bool:
+    """Return whether this is a name as `safe_component` gives them: of a path it is one component, and harmless."""
+    if not isinstance(text, str) or not text or text[0] in " ~" or text[-1] in " .":
+        return False
+    if _RESERVED.match(text) or _UNSAFE.search(text) or not all(map(_is_harmless, text)):
+        return False
+    return len(text.encode()) <= 255
+
+
+def number_of(count: int, noun: str) -> str:
+    """Return a count with its noun, as people say it: 1 exposure, 2 exposures."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def _is_ordinary(text: str, limit: int) -> bool:
     if not text or _RESERVED.match(text) or _UNSAFE.search(text) or _MARK.search(text):
         return False

@@ -1,7 +1,10 @@
 """Nodes of the program store: Zarr arrays along `exposure`, made and grown by the driver, a chunk an exposure."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,9 +12,12 @@ import xarray as xr
 import zarr
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec
+from zarr.errors import ZarrUserWarning
+from zarr.storage import LocalStore
 
 from skylevel.io.names import safe_component
 from skylevel.io.records import plain
+from skylevel.io.urls import is_remote
 
 Array = zarr.Array[Any]
 
@@ -31,6 +37,18 @@ LARGEST_CHUNK = 1 << 25
 _FACTS_CHUNK = 4096
 
 RECORD = "record"
+
+# Exposures of one kind, at the most.
+MOST_PLACES = 1 << 20
+
+# What stands in a store beside its nodes or marks one, and how the last part of a node's path begins: its form, such as
+# 2048x2048. No name from outside may be taken for one.
+_TAKEN = re.compile(r"(plan\.json|failed|lock|exposures|exported|groups|record)\Z|\d+x\d", re.IGNORECASE)
+
+
+def location(url: str) -> Any:
+    """Return what zarr and xarray find a store or a part of it by: they take some paths for chained URLs."""
+    return url if is_remote(url) or "::" not in url else LocalStore(url)
 
 
 class Place(NamedTuple):
@@ -77,7 +95,12 @@ class Layout(NamedTuple):
     @property
     def path(self) -> str:
         """The node's path in the hierarchy."""
-        return "/".join(map(safe_component, self.node))
+        *names, form = self.node
+        return "/".join([*map(_name_of_node, names), safe_component(form)])
+
+
+def _name_of_node(name: str) -> str:
+    return safe_component(f"_{name}" if _TAKEN.match(name) else name)
 
 
 #: The commit records, in every node.
@@ -96,9 +119,29 @@ class Chunks(NamedTuple):
 def node_arrays(url: str, path: str) -> dict[str, Array]:
     """Return the arrays of a node along `exposure`; opening them takes as long as writing to them."""
     # A chunk that holds nothing but the fill value would look like one that was lost.
-    with zarr.config.set({"array.write_empty_chunks": True}):
-        node = zarr.open_group(f"{url}/{path}", mode="r+", use_consolidated=False)
+    with zarr.config.set({"array.write_empty_chunks": True}), without_remarks():
+        node = zarr.open_group(location(f"{url}/{path}"), mode="r+", use_consolidated=False)
         return {name: array for name, array in node.arrays() if _dims(array)[:1] == ("exposure",)}
+
+
+@contextmanager
+def without_remarks() -> Iterator[None]:
+    """Keep zarr from remarking on what it does not know in a folder: it is passed over here, and removed by a run."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ZarrUserWarning)
+        yield
+
+
+def fits(array: Array, spec: "ArraySpec") -> bool:
+    """Return whether an array is as `make` made it, but for its length, which is one that an array can have."""
+    is_text = spec.dtype == "str"
+    return (
+        _dims(array) == ("exposure", *spec.dims)
+        and array.shape[0] <= MOST_PLACES
+        and array.shape[1:] == tuple(spec.shape)
+        and array.chunks == (1, *_chunk_shape(spec.shape))
+        and (is_text or array.dtype == np.dtype(spec.dtype))
+    )
 
 
 def _dims(array: Array) -> tuple[str | None, ...]:
@@ -131,7 +174,9 @@ def _chunk_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def resize(node: zarr.Group, count: int) -> None:
     """Give every array along `exposure` room for exactly so many, so that they can be opened together."""
-    for _, array in node.arrays():
+    with without_remarks():
+        arrays = [array for _, array in node.arrays()]
+    for array in arrays:
         if _dims(array)[:1] == ("exposure",) and array.shape[0] != count:
             array.resize((count, *array.shape[1:]))
 

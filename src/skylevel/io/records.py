@@ -50,7 +50,11 @@ def decode_record(chunk: bytes, *, picture: bool = False) -> dict[str, Any] | No
 def _is_record(record: Any) -> bool:
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         return False
-    return all(isinstance(record.get(name), dict) for name in ("checksums", "small", "facts", "metrics"))
+    if not all(isinstance(record.get(name), dict) for name in ("checksums", "small", "facts", "metrics")):
+        return False
+    return all(isinstance(one, list) for one in record["checksums"].values()) and all(
+        isinstance(kept, list) and len(kept) == 3 and isinstance(kept[0], list) for kept in record["small"].values()
+    )
 
 
 def small_values(estimate: xr.Dataset) -> dict[str, Any]:

@@ -1,93 +1,25 @@
-"""Files by path or URL: a remote input is fetched while it is read, a remote output is sent once it is whole.
-
-What a URL gives away (user, password, signature) is for its server alone: no message of this module holds it.
-"""
+"""Files by path or URL: a remote input is fetched while it is read, a remote output is sent once it is whole."""
 
 import errno
 import os
-import re
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 import fsspec
 
 from skylevel.errors import OutputError, SettingsError, SkylevelError, UnreadableFrameError
 from skylevel.io.atomic import remove_asides
-from skylevel.io.names import printable, safe_component
+from skylevel.io.names import safe_component
+from skylevel.io.urls import is_remote, public_url, url_name, without_secrets
 
-# Fields of a query that say which file is meant, as archives use them. Any other may be a key, whatever its name.
-_PUBLIC_FIELDS = {"uri", "file", "filename", "name", "path", "product", "dataset", "id", "version", "format"}
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>)\]]+")
 # What each protocol's package is called, and what brings it.
-_PACKAGES = {"s3": "skylevel[s3]", "s3a": "skylevel[s3]", "http": "aiohttp", "https": "aiohttp", "gs": "gcsfs",
-             "gcs": "gcsfs", "abfs": "adlfs", "az": "adlfs", "sftp": "paramiko", "ssh": "paramiko"}  # fmt: skip
-
-
-def is_remote(url: str) -> bool:
-    """Return whether this names a file by URL."""
-    return "://" in url
-
-
-def public_url(url: str) -> str:
-    """A URL as it may be shown and stored: without user, password and fragment, and of its query what names a file.
-
-    A path stays as it is. What is left may not suffice to fetch the file.
-    """
-    return "::".join(_public_link(link) for link in url.split("::")) if is_remote(url) else url
-
-
-def _public_link(link: str) -> str:
-    """One link of a chained URL."""
-    if not is_remote(link):
-        return link
-    scheme, rest = link.split("://", 1)
-    # Not urlsplit: it refuses some hosts that a file system takes.
-    rest, _, query = rest.partition("#")[0].partition("?")
-    host, slash, path = rest.partition("/")
-    fields = [(name, value) for name, value in parse_qsl(query) if name.lower() in _PUBLIC_FIELDS]
-    kept = "&".join(f"{name}={quote(value, safe=':/')}" for name, value in fields)
-    return f"{scheme}://{host.rsplit('@', 1)[-1]}{slash}{path}" + (f"?{kept}" if kept else "")
-
-
-def url_name(url: str) -> str:
-    """Return the name of the file behind a path or URL, whatever is signed on to it; it may be empty, or no safe name.
-
-    An archive's download address names its file in the query (``.../file?uri=mast:JWST/product/jw..._cal.fits``).
-    """
-    if not is_remote(url):
-        return url.rsplit("/", 1)[-1]
-    public = public_url(url.rsplit("::", 1)[0] if "::" in url and not is_remote(url.rsplit("::", 1)[-1]) else url)
-    path, _, query = public.partition("?")
-    name = unquote(path.split("://", 1)[-1].partition("/")[2].rsplit("/", 1)[-1])
-    named = [value.replace(":", "/").rsplit("/", 1)[-1] for _, value in parse_qsl(query)]
-    return next((value for value in named if "." in value and "." not in name), name)
-
-
-def without_secrets(text: str, url: str = "") -> str:
-    """Return a message on one line, without what any URL in it, or the given one, gives away."""
-    for secret in _secrets(url):
-        text = text.replace(secret, "...")
-    return printable(" ".join(_URL.sub(lambda found: public_url(found.group()), text).split()))
-
-
-def _secrets(url: str) -> list[str]:
-    """Texts of a URL that only its server is to know, the longest first."""
-    found: list[str] = []
-    for link in url.split("::"):
-        try:
-            parts = urlsplit(link)
-        except ValueError:
-            continue
-        user = parts.netloc.rpartition("@")[0]
-        fields = [value for name, value in parse_qsl(parts.query) if name.lower() not in _PUBLIC_FIELDS]
-        found += [user, *user.split(":"), *fields, *map(quote, fields)]
-    # Shorter ones are words of any message.
-    return sorted((secret for secret in found if len(secret) > 3), key=len, reverse=True)
+_PACKAGES = {"s3": "skylevel[s3]", "s3a": "skylevel[s3]", "http": "skylevel[http]", "https": "skylevel[http]",
+             "gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs", "az": "adlfs", "sftp": "paramiko",
+             "ssh": "paramiko"}  # fmt: skip
 
 
 def file_system(url: str) -> tuple[Any, str]:
@@ -123,6 +55,26 @@ def _told(error: Exception, url: str) -> OSError:
     return OSError(number, text) if isinstance(number, int) else OSError(text)
 
 
+def _ask(url: str, action: Callable[[Any, str], None], kind: type[SkylevelError], failed: str) -> None:
+    """Do something on the file system of a URL; what that raises becomes an error that names it.
+
+    Notes
+    -----
+    It is raised behind the handler: as its context, the file system's own error would go along, with the whole URL.
+    """
+    cause: OSError | None = None
+    try:
+        action(*file_system(url))
+        return
+    except SettingsError as error:
+        told: SkylevelError = SettingsError(f"{public_url(url)}: {error}")
+    except Exception as error:
+        # Each protocol has errors of its own.
+        cause = _told(error, url)
+        told = kind(f"{public_url(url)}: {failed}: {cause.strerror or cause}")
+    raise told from cause
+
+
 @contextmanager
 def local_input(url: str) -> Iterator[Path]:
     """Give a path at which an input can be read; a remote one is fetched to a temporary file.
@@ -141,15 +93,7 @@ def local_input(url: str) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="skylevel-") as folder:
         path = Path(folder, safe_component(url_name(url)))
-        try:
-            files, remote = file_system(url)
-            files.get_file(remote, str(path))
-        except SettingsError as error:
-            raise SettingsError(f"{public_url(url)}: {error}") from error
-        except Exception as error:
-            # Each protocol has errors of its own.
-            cause = _told(error, url)
-            raise UnreadableFrameError(f"{public_url(url)}: cannot be fetched: {cause.strerror or cause}") from cause
+        _ask(url, lambda files, remote: files.get_file(remote, str(path)), UnreadableFrameError, "cannot be fetched")
         try:
             yield path
         except SkylevelError as error:
@@ -166,13 +110,13 @@ def local_start(url: str, n_bytes: int) -> Iterator[Path]:
         The URL cannot be fetched.
     """
     with tempfile.TemporaryDirectory(prefix="skylevel-") as folder:
-        path = Path(folder, url.rsplit("/", 1)[-1])
-        try:
-            files, remote = file_system(url)
+        path = Path(folder, safe_component(url_name(url)))
+
+        def fetch(files: Any, remote: str) -> None:
             path.write_bytes(files.cat_file(remote, start=0, end=n_bytes))
             os.truncate(path, int(files.size(remote) or path.stat().st_size))
-        except (OSError, ValueError) as error:
-            raise UnreadableFrameError(f"{url}: cannot be fetched: {error}") from error
+
+        _ask(url, fetch, UnreadableFrameError, "cannot be fetched")
         yield path
 
 
@@ -193,16 +137,8 @@ def local_output(url: str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="skylevel-") as folder:
         path = Path(folder, safe_component(url_name(url)))
         yield path
-        try:
-            files, remote = file_system(url)
-            # Not copied into an open remote file: closing that would make half a file whole.
-            files.put_file(str(path), remote)
-        except SettingsError as error:
-            raise SettingsError(f"{public_url(url)}: {error}") from error
-        except Exception as error:
-            # As in `local_input`.
-            cause = _told(error, url)
-            raise OutputError(f"{public_url(url)}: cannot be sent: {cause.strerror or cause}") from cause
+        # Not copied into an open remote file: closing that would make half a file whole.
+        _ask(url, lambda files, remote: files.put_file(str(path), remote), OutputError, "cannot be sent")
 
 
 def remove_leftovers(urls: Iterable[str]) -> None:
@@ -214,7 +150,10 @@ def remove_leftovers(urls: Iterable[str]) -> None:
         remove_asides(folder, names[folder])
 
 
-def output_exists(url: str) -> bool:
-    """Return whether an output is there."""
+def output_size(url: str) -> int | None:
+    """Return the bytes of an output; None where it is not there."""
     files, path = file_system(url)
-    return bool(files.exists(path))
+    try:
+        return int(files.size(path) or 0) if files.isfile(path) else None
+    except FileNotFoundError:
+        return None

@@ -21,6 +21,7 @@ The driver alone makes and grows arrays, one process at a time. The file is form
 """
 
 import functools
+import glob
 import itertools
 import json
 import math
@@ -39,24 +40,30 @@ from fsspec.implementations.local import LocalFileSystem
 from skylevel.errors import StoreError
 from skylevel.io.atomic import remove_asides, replacing
 from skylevel.io.lock import Lock, Share, locked, reserved
-from skylevel.io.names import safe_component
+from skylevel.io.names import printable, safe_component
 from skylevel.io.nodes import (
     COMPRESSORS,
+    MOST_PLACES,
     RECORD,
     RECORD_SPEC,
     Array,
+    ArraySpec,
     Chunks,
     Layout,
     Place,
+    fits,
+    location,
     make,
     node_arrays,
     resize,
+    without_remarks,
     write_chunk,
     write_coordinate,
     write_facts,
 )
 from skylevel.io.records import CHECKSUM_BYTES, FORMAT, decode_record, encode_record, plain, small_variable
 from skylevel.io.remote import file_system
+from skylevel.io.urls import public_url, without_secrets
 
 _GROUPS = "groups"
 _DESCRIBED = "described"
@@ -79,15 +86,18 @@ class ProgramStore:
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
+        #: The URL as it may be shown.
+        self.name = printable(public_url(self.url))
         try:
             self._files, self._root = file_system(self.url)
         except (ValueError, ImportError) as error:
-            raise StoreError(f"{self.url}: {error}") from error
+            raise StoreError(f"{self.name}: {error}") from error
 
     # ---- who may write: one run, or the shares of one
 
     def reserved(self, share: Share | None = None) -> AbstractContextManager[Lock]:
         """Keep other runs from this store, all of them, or all but the other shares of as many; see `io.lock`."""
+        self._require_own("")
         self._files.makedirs(self._root, exist_ok=True)
         return reserved(self.url, share)
 
@@ -99,6 +109,7 @@ class ProgramStore:
 
     def locked(self) -> AbstractContextManager[Lock]:
         """Keep other processes from changing what the store holds of plan and shapes."""
+        self._require_own("")
         self._files.makedirs(self._root, exist_ok=True)
         return locked(f"{self.url}/lock")
 
@@ -117,7 +128,7 @@ class ProgramStore:
             self._files.rm_file(f"{self._root}/{_DESCRIBED}")
         for path in self.nodes():
             if path not in names:
-                self._files.rm(f"{self._root}/{path}", recursive=True)
+                self._files.rm(self._own(path), recursive=True)
         self._group("")
         for path, held in names.items():
             for parent in itertools.accumulate(path.split("/")[:-1], "{}/{}".format):
@@ -125,7 +136,7 @@ class ProgramStore:
             node = self._group(path)
             layout = layouts.get(path, Layout((), {}, {}))
             for name, spec in ({**layout.arrays, RECORD: RECORD_SPEC}).items():
-                self._drop_damaged(path, name)
+                self._drop_damaged(path, name, spec)
                 make(node, name, spec, len(held))
             for name, variable in layout.coordinates.items():
                 self._drop_damaged(path, name)
@@ -149,36 +160,44 @@ class ProgramStore:
                 arrays = node_arrays(self.url, path)
                 if any(array.shape[0] != counts[path] for array in arrays.values()):
                     return False
-                if any(arrays[name].shape[1:] != tuple(spec.shape) for name, spec in layout.arrays.items()):
+                if not all(fits(arrays[name], spec) for name, spec in ({**layout.arrays, RECORD: RECORD_SPEC}).items()):
                     return False
-        except (OSError, KeyError, ValueError, TypeError):
+        except Exception:
+            # As in `_group`.
             return False
         return True
 
     def _group(self, path: str) -> zarr.Group:
         """Return a group of the hierarchy, made where it is not there, and anew where its metadata are damaged."""
-        url = f"{self.url}/{path}".rstrip("/")
+        self._require_own(path)
+        store = location(f"{self.url}/{path}".rstrip("/"))
         try:
-            return zarr.open_group(url, mode="a", zarr_format=3, use_consolidated=False)
-        except (ValueError, TypeError, KeyError, AttributeError):
+            return zarr.open_group(store, mode="a", zarr_format=3, use_consolidated=False)
+        except OSError:
+            raise
+        except Exception:
+            # Whatever stands there: zarr has errors of every kind for metadata that are none.
             self._files.rm_file(f"{self._root}/{path}".rstrip("/") + "/zarr.json")
-            return zarr.open_group(url, mode="a", zarr_format=3, use_consolidated=False)
+            return zarr.open_group(store, mode="a", zarr_format=3, use_consolidated=False)
 
-    def _drop_damaged(self, path: str, name: str) -> None:
-        """Remove an array whose metadata are damaged or gone, with what stands below."""
-        folder = f"{self._root}/{path}/{name}"
+    def _drop_damaged(self, path: str, name: str, spec: ArraySpec | None = None) -> None:
+        """Remove an array whose metadata are damaged, gone or not those of its form, with what stands below."""
+        folder = self._own(f"{path}/{name}")
         if not self._files.exists(folder):
             return
         try:
-            zarr.open_array(f"{self.url}/{path}/{name}", mode="r", zarr_format=3)
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            array = zarr.open_array(location(f"{self.url}/{path}/{name}"), mode="r", zarr_format=3)
+            if max(array.shape, default=0) > MOST_PLACES or (spec and not fits(array, spec)):
+                raise ValueError("is another array")
+        except Exception:
+            # As in `_group`; and where there are no metadata, it is no array.
             self._files.rm(folder, recursive=True)
 
     def describe(
         self, path: str, facts: Sequence[Mapping[str, Any]], attrs: Mapping[str, Mapping[str, Any]]
     ) -> None:
         """Write facts of a node's exposures, by place, and attributes of its arrays; what none has is left out."""
-        node = zarr.open_group(f"{self.url}/{path}", mode="r+", use_consolidated=False)
+        node = zarr.open_group(location(f"{self.url}/{path}"), mode="r+", use_consolidated=False)
         count = node_arrays(self.url, path)[RECORD].shape[0]
         every = [*facts, *[{}] * count][:count]
         names = dict.fromkeys(name for some in every for name, value in some.items() if value is not None)
@@ -201,8 +220,10 @@ class ProgramStore:
 
     def nodes(self) -> list[str]:
         """Return the paths of the nodes that hold exposures."""
-        found = self._files.glob(f"{self._root}/**/{RECORD}/zarr.json")
-        return sorted(str(path).removeprefix(self._root).strip("/").rsplit("/", 2)[0] for path in found)
+        found = self._files.glob(f"{glob.escape(self._root)}/**/{RECORD}/zarr.json")
+        nodes = (str(path).removeprefix(self._root).strip("/").removesuffix(f"{RECORD}/zarr.json") for path in found)
+        # Not the root, nor what a group knows, whatever its job calls that.
+        return sorted(node.rstrip("/") for node in nodes if node and f"/{_GROUPS}/" not in node)
 
     def _free(self, path: str, indices: Collection[int]) -> None:
         """Remove what stands in places that nobody has any more."""
@@ -215,14 +236,14 @@ class ProgramStore:
     def _remove_other_format(self) -> None:
         """Remove the groups of format 1: nothing reads them any more."""
         for folder in ("exposures", "exported"):
-            if self._files.isdir(f"{self._root}/{folder}"):
-                self._files.rm(f"{self._root}/{folder}", recursive=True)
+            if self._files.isdir(self._own(folder)):
+                self._files.rm(self._own(folder), recursive=True)
 
     def _consolidate(self) -> None:
         with warnings.catch_warnings():
             # That other formats' clients may not know it, and that the plan is no array.
             warnings.simplefilter("ignore")
-            zarr.consolidate_metadata(self.url)
+            zarr.consolidate_metadata(location(self.url))
 
     # ---- exposures: each by its own task
 
@@ -256,10 +277,11 @@ class ProgramStore:
                 continue
             if variable.shape != arrays[str(name)].shape[1:]:
                 raise StoreError(
-                    f"{self.url}: {name} has shape {variable.shape}, and room for {arrays[str(name)].shape[1:]}: "
+                    f"{self.name}: {name} has shape {variable.shape}, and room for {arrays[str(name)].shape[1:]}: "
                     "the exposure changed since the run was planned; run it again"
                 )
             sizes = arrays[str(name)].chunks[1:]
+            self._require_own(f"{place.node}/{name}")
             chunks.append(Chunks(variable.data, sizes, functools.partial(write_chunk, self.url, place, str(name))))
         self._remove_record(place)
         write(chunks)
@@ -278,6 +300,10 @@ class ProgramStore:
         there = {place: chunks[path] for place, path in paths.items() if path in chunks}
         records = {place: decode_record(chunk, picture=pictures) for place, chunk in there.items()}
         return {place: record for place, record in records.items() if record is not None}
+
+    def has_record(self, place: Place) -> bool:
+        """Return whether a commit record is there, sound or not."""
+        return bool(self._files.exists(f"{self._root}/{place.node}/{RECORD}/{place.index}"))
 
     def read_estimate(
         self, place: Place | None, record: Mapping[str, Any] | None, *, chunked: bool = False
@@ -298,7 +324,7 @@ class ProgramStore:
             It is not there, or is not what the record tells of.
         """
         if place is None or record is None:
-            raise StoreError(f"{self.url}: holds no complete measurement of it; run the program again")
+            raise StoreError(f"{self.name}: holds no complete measurement of it; run the program again")
         try:
             arrays = self._arrays(place)
             stored = {name: self._checksums(place, name, arrays[name]) for name in record["checksums"]}
@@ -306,12 +332,15 @@ class ProgramStore:
                 raise ValueError("a chunk is not the one that was written")
             small = {name: small_variable(*kept) for name, kept in record["small"].items()}
             return self.open_arrays(place, stored, chunked=chunked).assign(small)
-        except (OSError, KeyError, ValueError, TypeError) as error:
-            raise StoreError(f"{self.url}: what it holds at {place.node} {place.index} is damaged: {error}") from error
+        except Exception as error:
+            # As in `_group`.
+            raise self._damaged(f"what it holds at {place.node} {place.index} is damaged", error) from error
 
     def open_arrays(self, place: Place, names: Iterable[str], *, chunked: bool = False) -> xr.Dataset:
         """Return some stored arrays of an exposure, lazily, whatever its record says."""
-        node = xr.open_zarr(f"{self.url}/{place.node}", consolidated=False, chunks={} if chunked else None)
+        store = location(f"{self.url}/{place.node}")
+        with without_remarks():
+            node = xr.open_zarr(store, consolidated=False, chunks={} if chunked else None)
         shared = [name for name in node.coords if "exposure" not in node[name].dims]
         told = [name for name in node.coords if "exposure" in node[name].dims]
         kept = node[[*names, *shared]].isel(exposure=place.index).drop_vars(told)
@@ -320,7 +349,8 @@ class ProgramStore:
 
     def open_node(self, path: str) -> xr.Dataset:
         """Return all arrays of a node, along `exposure`, lazily."""
-        return xr.open_zarr(f"{self.url}/{path}", consolidated=False, chunks=None)
+        with without_remarks():
+            return xr.open_zarr(location(f"{self.url}/{path}"), consolidated=False, chunks=None)
 
     def load(self, estimate: xr.Dataset) -> xr.Dataset:
         """Read all of an estimate; every chunk's checksum is looked at.
@@ -333,7 +363,11 @@ class ProgramStore:
         try:
             return estimate.load()
         except (OSError, ValueError, RuntimeError) as error:
-            raise StoreError(f"{self.url}: a stored chunk is damaged: {' '.join(str(error).split())}") from error
+            raise self._damaged("a stored chunk is damaged", error) from error
+
+    def _damaged(self, what: str, error: Exception) -> StoreError:
+        cause = without_secrets(str(error), self.url) or type(error).__name__
+        return StoreError(f"{self.name}: {what}: {cause}; run the program again")
 
     def lost(self, records: Mapping[Place, Mapping[str, Any]]) -> set[Place]:
         """Return the places of which some chunk is not there: one listing an array, whatever the program's size."""
@@ -349,14 +383,14 @@ class ProgramStore:
             by_node.setdefault(place.node, set()).add(place.index)
         for node, indices in by_node.items():
             remove_asides(Path(self._root, node, RECORD), {str(index) for index in indices})
-            for path in Path(self._root, node).glob("*/*.partial"):
+            for path in Path(self._own(node)).glob("*/*.partial"):
                 if path.name.partition(".")[0] in {str(index) for index in indices}:
                     path.unlink(missing_ok=True)
         remove_asides(Path(self._root, "failed"), {f"{safe_component(name)}.json" for name in names})
 
     def _arrays(self, place: Place) -> dict[str, Array]:
         if not self._files.exists(f"{self._root}/{place.node}/{RECORD}/zarr.json"):
-            raise StoreError(f"{self.url}: {_NO_PLACE}")
+            raise StoreError(f"{self.name}: {_NO_PLACE}")
         arrays = node_arrays(self.url, place.node)
         if place.index >= arrays[RECORD].shape[0]:
             # It grew since.
@@ -389,14 +423,15 @@ class ProgramStore:
 
     def _remove_record(self, place: Place) -> None:
         with suppress(FileNotFoundError):
-            self._files.rm_file(f"{self._root}/{place.node}/{RECORD}/{place.index}")
+            self._files.rm_file(self._own(f"{place.node}/{RECORD}/{place.index}"))
 
     # ---- groups
 
     def write_group(self, node: str, group: str, result: xr.Dataset, key: str) -> None:
         """Store what a group of a node's exposures knows together, under the key of its members."""
         self._group(f"{node}/{_GROUPS}")
-        url = f"{self.url}/{node}/{_GROUPS}/{safe_component(group)}"
+        self._require_own(f"{node}/{_GROUPS}/{safe_component(group)}")
+        url = location(f"{self.url}/{node}/{_GROUPS}/{safe_component(group)}")
         encoding = {name: {"compressors": COMPRESSORS} for name, v in result.items() if v.ndim}
         # Text of one length has no place in the format's specification.
         texts = {name: value.astype(object) for name, value in result.coords.items() if value.dtype.kind in "UT"}
@@ -407,10 +442,11 @@ class ProgramStore:
 
     def read_group(self, node: str, group: str) -> tuple[str, xr.Dataset] | None:
         """Return the key of a group's members and what they know together; None where it is not there or damaged."""
-        url = f"{self.url}/{node}/{_GROUPS}/{safe_component(group)}"
+        url = location(f"{self.url}/{node}/{_GROUPS}/{safe_component(group)}")
         try:
             result = xr.open_zarr(url, consolidated=False, chunks=None).load()
-        except (OSError, KeyError, ValueError, RuntimeError):
+        except Exception:
+            # As in `_group`.
             return None
         key = result.attrs.pop("key", None)
         return (key, result) if isinstance(key, str) else None
@@ -436,15 +472,15 @@ class ProgramStore:
         try:
             plan = json.loads(self._files.cat_file(f"{self._root}/plan.json"))
         except FileNotFoundError as error:
-            raise StoreError(f"{self.url}: no program was run into this folder") from error
+            raise StoreError(f"{self.name}: no program was run into this folder") from error
         except (ValueError, RecursionError) as error:
-            raise StoreError(f"{self.url}: its plan.json is damaged: {error}; run the program again") from error
+            raise self._damaged("its plan.json is damaged", error) from error
         if not isinstance(plan, dict):
-            raise StoreError(f"{self.url}: its plan.json is damaged: it holds no object; run the program again")
+            raise StoreError(f"{self.name}: its plan.json is damaged: it holds no object; run the program again")
         if plan.get("format") != FORMAT:
             raise StoreError(
-                f"{self.url}: of format {plan.get('format')}, written by another version of skylevel; "
-                f"run the program again: it is measured anew in format {FORMAT}"
+                f"{self.name}: of format {printable(plan.get('format'), limit=20)}, written by another version of "
+                f"skylevel; run the program again: it is measured anew in format {FORMAT}"
             )
         return plan
 
@@ -470,8 +506,27 @@ class ProgramStore:
 
     # ---- files
 
+    def _own(self, path: str) -> str:
+        """Return the place of something in this store, where no link leads out of it."""
+        self._require_own(path)
+        return f"{self._root}/{path}".rstrip("/")
+
+    def _require_own(self, path: str) -> None:
+        """Refuse a store in which a link stands on the way: what it leads to is somebody else's.
+
+        Raises
+        ------
+        StoreError
+            With the link.
+        """
+        if not isinstance(self._files, LocalFileSystem):
+            return
+        for way in itertools.accumulate(filter(None, path.split("/")), "{}/{}".format, initial=self._root):
+            if Path(way).is_symlink():
+                raise StoreError(f"{printable(way)}: is a link, and a store has none: remove it, and run again")
+
     def _write(self, path: str, content: bytes) -> None:
-        target = f"{self._root}/{path}"
+        target = self._own(path)
         if not isinstance(self._files, LocalFileSystem):
             self._files.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
             self._files.pipe_file(target, content)

@@ -23,6 +23,7 @@ from skylevel.kernels.preview import (
     cell_means,
     center_and_spread,
     line_levels,
+    masked_blocks,
     masked_cells,
     mosaic_means,
     outline,
@@ -97,7 +98,7 @@ def _image_planes(image: xr.DataArray, measured: Measured) -> _Planes:
     masked = masked_cells(hidden, width=width)
     levels = (line_levels(cells[0], masked), line_levels(cells[1], masked)) if whole else None
     pictures = [block_means(plane, height=height) for plane in cells]
-    sources = block_means(masked.astype(np.float32), height=height) >= 0.5
+    sources = masked_blocks(masked, height=height)
     if vertical:
         pictures, sources = [plane.T for plane in pictures], sources.T
     # The first row is the lowest, as everywhere with FITS; a mosaic's is the highest, as the camera has it.
@@ -142,8 +143,9 @@ def _about_median(plane: Floats) -> Floats:
 
 
 def _eight_bits(plane: Floats, low: float, high: float) -> NDArray[np.uint8]:
-    scaled = np.nan_to_num((plane - low) / (high - low) * 255, nan=0.0, posinf=255.0, neginf=0.0)
-    return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
+    # The greater of NaN and 0 is, for `fmax`, 0.
+    scaled = np.fmax((plane - low) * (255 / (high - low)) + 0.5, 0)
+    return np.minimum(scaled, 255).astype(np.uint8)
 
 
 def _jpeg(plane: NDArray[np.uint8]) -> str:

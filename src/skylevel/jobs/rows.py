@@ -18,6 +18,8 @@ from skylevel.level.rows import estimate_rows, segment_rows, subtract_rows
 from skylevel.level.streams import combine_streams
 from skylevel.recipes import Recipe, Rows
 
+ROWS_OF_A_MOSAIC = "the rows of a resampled image are no detector's rows"
+
 # Of a pixel in a levelled file.
 _FITS_BYTES = 4
 
@@ -90,7 +92,8 @@ class RowsJob:
         write = jwst.write_full if writing.layout == "full" else jwst.write_primary
         lazy = is_lazy(levelled.data)
         image: Image = RowBlocks(levelled.shape, levelled.dtype, row_blocks(levelled.data)) if lazy else levelled.data
-        write(path, frame, image, cards=writing.cards, history=writing.history)
+        remark = [f"skylevel: {ROWS_OF_A_MOSAIC}"] if frame.attrs.get("resampled") else []
+        write(path, frame, image, cards=writing.cards, history=[*writing.history, *remark])
 
     def finding(self, estimate: xr.Dataset, recipe: Rows) -> str:
         """Say how many rows were measured, how much of the frame sources take, and what became of the stripes."""

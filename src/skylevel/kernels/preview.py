@@ -23,6 +23,7 @@ _PERIODS = 4
 _CLIP = 5.0
 # Values of which a median is taken, evenly spaced among all: enough for a picture.
 _SAMPLE = 1 << 13
+_LARGEST = np.finfo(np.float32).max
 # Bins of a power spectrum, evenly spaced in the frequency's logarithm.
 _BINS = 28
 # From the median absolute deviation to the standard deviation of a normal distribution.
@@ -69,13 +70,22 @@ def block_means(cells: Float32, *, height: int) -> Float32:
     return np.where(n > 0, sums / np.maximum(n, 1), np.float32(np.nan))
 
 
+def masked_blocks(masked: Bool, *, height: int) -> Bool:
+    """Return the blocks, as `block_means` has them, of which half of the cells (line, cell) or more are masked."""
+    count = len(masked) // height
+    return 2 * np.count_nonzero(masked[: count * height].reshape(count, height, -1), axis=1) >= height
+
+
 def line_levels(cells: Float32, masked: Bool) -> Float32:
     """Return the mean (line,) of each line's cells that are neither masked nor outliers; NaN where there is none."""
-    open_cells = np.where(masked, np.float32(np.nan), cells)
-    centre, spread = center_and_spread(open_cells)
+    some = (slice(None), slice(None, None, max(cells.size // _SAMPLE, 1)))
+    centre, spread = center_and_spread(np.where(masked[some], np.float32(np.nan), cells[some]))
+    if not np.isfinite(centre):
+        centre, spread = center_and_spread(np.where(masked, np.float32(np.nan), cells))
     # A comparison with NaN is false.
-    good = np.abs(open_cells - np.float32(centre)) <= (_CLIP * spread if spread > 0 else np.inf)
-    n = good.sum(axis=1, dtype=np.float32)
+    good = np.abs(cells - np.float32(centre)) <= (_CLIP * spread if spread > 0 else _LARGEST)
+    good &= ~masked
+    n = np.count_nonzero(good, axis=1).astype(np.float32)
     sums = np.einsum("ij->i", np.where(good, cells, np.float32(0)))
     return np.where(n > 0, sums / np.maximum(n, 1), np.float32(np.nan))
 

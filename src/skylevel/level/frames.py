@@ -32,6 +32,26 @@ def science_image(frame: xr.Dataset) -> xr.DataArray:
     return _variable(frame, "sci", "rows are levelled in science images")
 
 
+def no_data_mask(frame: xr.Dataset) -> xr.DataArray | None:
+    """Pixels of a mosaic that no exposure reached: they hold 0 and mean nothing, so they are to stay as they are.
+
+    Parameters
+    ----------
+    frame : Dataset
+        With `sci`, and with `wht` where its file has that.
+
+    Returns
+    -------
+    DataArray (y, x) bool or None
+        True where `sci` is exactly 0 and `wht`, or in a mosaic without weights nothing, speaks for it. None for an
+        exposure of a detector, where a 0 is a number like any other. Lazy where the frame is chunked.
+    """
+    if not frame.attrs.get("resampled"):
+        return None
+    empty = science_image(frame) == 0
+    return empty & (frame["wht"] == 0) if "wht" in frame else empty
+
+
 def raw_mosaic(frame: xr.Dataset) -> xr.DataArray:
     """Return a frame's `raw` (y, x).
 

@@ -16,7 +16,7 @@ from skylevel.kernels.stripes import row_level
 from skylevel.kernels.tile import Tile
 from skylevel.level.arrays import Array, Output, as_array, beside, gather, later, map_rows, map_tiles
 from skylevel.level.background import box_output, finished_mesh, measure_boxes, mesh_dataset, mesh_fields
-from skylevel.level.frames import JUDGED, about_measured, science_image
+from skylevel.level.frames import JUDGED, about_measured, no_data_mask, science_image
 from skylevel.level.images import levels_images
 from skylevel.level.streams import amplifiers_of, column_amplifiers, estimate_streams, levels_at
 from skylevel.recipes import Rows
@@ -108,8 +108,8 @@ def detect_rows(frame: xr.Dataset, recipe: Rows) -> xr.Dataset:
 
 
 def _counted_image(frame: xr.Dataset, recipe: Rows) -> xr.DataArray:
-    """Return `sci` with NaN where a pixel's flags, or the user's mask, say that it does not count."""
-    image = science_image(frame)
+    """Return `sci` with NaN where it is no data, or a pixel's flags, or the user's mask, say that it does not count."""
+    image = _with_data(frame)
     if recipe.dq_flags and "dq" in frame:
         image = image.where((frame["dq"] & np.uint32(recipe.dq_flags)) == 0)
     if recipe.mask:
@@ -122,14 +122,17 @@ def _counted_image(frame: xr.Dataset, recipe: Rows) -> xr.DataArray:
 def subtract_rows(
     frame: xr.Dataset, estimate: xr.Dataset, recipe: Rows | None = None, group: xr.Dataset | None = None
 ) -> xr.DataArray:
-    """Return the frame's `sci` less its row levels; a row without a level keeps its values.
+    """Return the frame's `sci` less its row levels; a row without a level keeps its values, as does what is no data.
 
     `group` is what its group knows together, where it has one, and `recipe` that of both.
     """
-    image = science_image(frame)
+    image, empty = science_image(frame), no_data_mask(frame)
     if "amplifier" in estimate["row_level"].dims:
-        return _subtract_streams(image, estimate, levels_at(estimate, group, recipe or Rows()))
+        levelled = _subtract_streams(image, estimate, levels_at(estimate, group, recipe or Rows()))
+        return levelled if empty is None else levelled.where(~empty, image).assign_attrs(image.attrs)
     levelled = image - estimate["row_level"].fillna(0).astype(image.dtype)
+    if empty is not None:
+        levelled = levelled.where(~empty, image)
     return levelled.transpose(*image.dims).assign_attrs(image.attrs)
 
 
@@ -190,9 +193,15 @@ def segment_rows(frame: xr.Dataset, estimate: xr.Dataset, recipe: Rows) -> NDArr
     # Importing photutils' segmentation takes as long as everything else together, and few ask for this product.
     from skylevel.kernels.deblending import deblend  # noqa: PLC0415
 
-    smoothed = smooth(science_image(frame).to_numpy(), fwhm=recipe.kernel_fwhm, size=recipe.kernel_size)
+    smoothed = smooth(_with_data(frame).to_numpy(), fwhm=recipe.kernel_fwhm, size=recipe.kernel_size)
     mask = estimate["source_mask"].to_numpy()
     return deblend(smoothed, mask, n_pixels=recipe.n_pixels, n_levels=recipe.n_levels, contrast=recipe.contrast)
+
+
+def _with_data(frame: xr.Dataset) -> xr.DataArray:
+    """Return a frame's `sci`, NaN where it is no data."""
+    image, empty = science_image(frame), no_data_mask(frame)
+    return image if empty is None else image.where(~empty).assign_attrs(image.attrs)
 
 
 def _mesh(image: Array, box_size: tuple[int, int], recipe: Rows) -> Any:

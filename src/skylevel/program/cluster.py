@@ -23,7 +23,8 @@ from distributed import Client, LocalCluster, Security, Status
 from distributed.comm import get_address_host_port
 from distributed.utils import LoopRunner
 
-from skylevel.errors import ClusterError
+from skylevel.errors import ClusterError, SchedulerLostError
+from skylevel.program.fan_out import GONE
 from skylevel.program.tasks import require_version
 from skylevel.version import __version__
 
@@ -53,6 +54,9 @@ _FIRST_WORKER_TIMEOUT = "120 s"
 _LOOPBACK = "127.0.0.1"
 _NOT_STARTED = (ImportError, MemoryError, OSError, RuntimeError)
 _CANNOT_START = "cannot start workers on this machine"
+_ASK_WORKERS_TIMES = 3
+# Seconds in which a client sees that its scheduler is gone.
+_SCHEDULER_IS_MISSED_WITHIN = 1.0
 _SQUEUE_EVERY = (1.0, 30.0)
 
 
@@ -101,11 +105,27 @@ def check_workers(client: Client) -> int:
     ------
     ClusterError
         No worker comes, or one runs another version or none.
+    SchedulerLostError
+        The scheduler is gone.
 
     Notes
     -----
     ``skylevel.first-worker-timeout`` of Dask's configuration says how long it waits (120 s).
     """
+    for _ in range(_ASK_WORKERS_TIMES):
+        try:
+            return _count_workers(client)
+        except OSError as error:
+            # Whoever was asked died meanwhile: the scheduler, or a worker, in whose place another one comes.
+            lost = error
+            time.sleep(_SCHEDULER_IS_MISSED_WITHIN)
+            if client.status != "running":
+                raise SchedulerLostError(GONE) from error
+    raise ClusterError(f"the workers die as soon as they are asked: {_one_line(lost)}") from lost
+
+
+def _count_workers(client: Client) -> int:
+    """`check_workers`, once."""
     timeout = dask.config.get("skylevel.first-worker-timeout", _FIRST_WORKER_TIMEOUT)
     try:
         client.wait_for_workers(1, timeout=parse_timedelta(timeout))
@@ -115,7 +135,7 @@ def check_workers(client: Client) -> int:
         ) from error
     try:
         client.run(require_version, __version__)
-    except ClusterError:
+    except (ClusterError, OSError):
         raise
     except Exception as error:
         raise ClusterError(f"a worker cannot import skylevel: {error}") from error

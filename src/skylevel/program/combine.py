@@ -45,6 +45,6 @@ def combine_group(group: Group, members: list[Exposure], key: str, url: str, ver
         named = together.assign_coords(exposure=[member.name for member in in_order])
         result = job.combine(named.assign(stacked_small([records[place] for place in places])), recipe).load()
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise StoreError(f"{url}: what it holds of the group {group[1]} is damaged: {error}") from error
+        raise StoreError(f"{store.name}: what it holds of the group {group[1]} is damaged: {error}") from error
     store.write_group(node, group[1], result, key)
     return f"combined {len(places)} exposures" + str(result.attrs.get("finding", ""))

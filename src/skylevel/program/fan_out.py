@@ -15,7 +15,7 @@ Outcome = Any
 
 # Seconds within which a scheduler that lives says so, however much it has to do.
 _ANSWERS_WITHIN = 30
-_GONE = "the scheduler is gone; what was done is stored: run the same command again"
+GONE = "the scheduler is gone; what was done is stored: run the same command again"
 
 
 def fan_out(
@@ -94,13 +94,13 @@ def require_scheduler(client: Client) -> None:
     try:
         client.sync(client.scheduler.identity, callback_timeout=_ANSWERS_WITHIN)
     except OSError as error:
-        raise SchedulerLostError(_GONE) from error
+        raise SchedulerLostError(GONE) from error
 
 
 def _require_open(client: Client) -> None:
     """Refuse a client that has given its scheduler up: it would take what is submitted, and never tell of it."""
     if client.status in ("closing", "closed"):
-        raise SchedulerLostError(_GONE)
+        raise SchedulerLostError(GONE)
 
 
 def result_of(future: Future) -> Any:
@@ -123,4 +123,4 @@ def _outcome(future: Future) -> Outcome:
     except (Exception, CancelledError) as error:
         if future.status == "error":
             return error
-        raise SchedulerLostError(_GONE) from error
+        raise SchedulerLostError(GONE) from error

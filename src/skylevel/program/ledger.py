@@ -1,13 +1,15 @@
 """What is done under which key, and so what is left."""
 
+import os
 from collections import defaultdict
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from enum import Flag, auto
 from typing import Any
 
-from skylevel.io.remote import output_exists
 from skylevel.io.store import ProgramStore
 from skylevel.program.plan import Exposure
+from skylevel.program.verify import damage_of_outputs, damage_of_store, is_there
 from skylevel.recipes import canonical_hash
 
 Group = tuple[str, str]
@@ -35,23 +37,59 @@ class Ledger:
     store : ProgramStore
     plan : sequence of Exposure
         With places.
+    verify : bool
+        Look at the contents of chunks and outputs too, which reads all of them.
     """
 
-    def __init__(self, store: ProgramStore, plan: Sequence[Exposure]) -> None:
+    def __init__(self, store: ProgramStore, plan: Sequence[Exposure], *, verify: bool = False) -> None:
         self.plan = plan
+        self._store = store
         by_place = {exposure.place: exposure for exposure in plan if exposure.place}
         found = store.read_records(by_place)
-        lost = store.lost(found)
+        self._found, lost = found, store.lost(found)
         #: The commit record of each exposure that is measured under its present key, by name.
         self.records: dict[str, dict[str, Any]] = {
             exposure.name: found[place]
             for place, exposure in by_place.items()
             if place in found and place not in lost and _fits(found[place], exposure)
         }
+        #: What is wrong with what is stored or written of an exposure, by name, as far as was looked.
+        self.damage: dict[str, str] = {}
+        if verify:
+            self._verify(store)
         self._group_keys = {group: self._group_key(members) for group, members in self.groups().items()}
         stored = {group: _key_of(store.read_group(*group)) for group in self._group_keys}
         #: The groups whose members are not those that were combined.
         self.stale_groups: set[Group] = {group for group, key in self._group_keys.items() if stored[group] != key}
+
+    def _verify(self, store: ProgramStore) -> None:
+        """Look at contents; an exposure whose stored chunks are damaged is not measured."""
+        measured = self.measured()
+        # Reading and summing wait for the disk, and let each other run.
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            of_store = list(pool.map(lambda e: damage_of_store(e, self.records[e.name], store), measured))
+            written = [e for e in measured if self._is_exported(e)]
+            of_outputs = list(pool.map(lambda e: damage_of_outputs(e, self.records[e.name]), written))
+        self.damage = {e.name: damage for e, damage in zip(written, of_outputs, strict=True) if damage}
+        for exposure, damage in zip(measured, of_store, strict=True):
+            if damage:
+                self.damage[exposure.name] = damage
+                del self.records[exposure.name]
+
+    def _is_exported(self, exposure: Exposure) -> bool:
+        record = self.records[exposure.name]
+        return record.get("exported") is not None and is_there(exposure, record)
+
+    def why_unmeasured(self, exposure: Exposure) -> str:
+        """Return why nothing can be made of what is stored of an exposure."""
+        if exposure.name in self.damage:
+            return self.damage[exposure.name]
+        record = self._found.get(exposure.place) if exposure.place else None
+        if record is not None:
+            fits = _fits(record, exposure)
+            return "a stored chunk of it is missing" if fits else "what is stored was measured otherwise"
+        is_damaged = exposure.place is not None and self._store.has_record(exposure.place)
+        return "what is stored of it is damaged" if is_damaged else "not measured yet"
 
     def measured(self) -> list[Exposure]:
         """Return the exposures that are measured."""
@@ -77,7 +115,7 @@ class Ledger:
         if exposure.group in self.stale_groups:
             return Steps.EXPORT | Steps.REPAIR
         exported = record.get("exported") == exposure.export_key(self.group_key(exposure.group))
-        there = exported and all(map(output_exists, exposure.outputs.values()))
+        there = exported and exposure.name not in self.damage and is_there(exposure, record)
         return Steps.NOTHING if there else Steps.EXPORT | Steps.REPAIR
 
     def work_left(self) -> dict[str, Steps]:

@@ -39,9 +39,12 @@ def settle(plan: Sequence[Exposure], store: ProgramStore) -> list[Exposure]:
     return placed
 
 
-def work_left(plan: Sequence[Exposure], store: ProgramStore) -> dict[str, Steps]:
+def work_left(plan: Sequence[Exposure], store: ProgramStore, *, verify: bool = False) -> dict[str, Steps]:
     """Return what is left to do for each exposure of a plan, by name, as the store stands now; nothing is written."""
-    return Ledger(store, with_places(plan, earlier_plan(store))).work_left()
+    ledger = Ledger(store, with_places(plan, earlier_plan(store)), verify=verify)
+    for name, damage in ledger.damage.items():
+        log.warning("%s: done again: %s", name, damage)
+    return ledger.work_left()
 
 
 def earlier_plan(store: ProgramStore) -> list[Exposure]:
@@ -58,7 +61,10 @@ def earlier_plan(store: ProgramStore) -> list[Exposure]:
 def with_places(plan: Sequence[Exposure], earlier: Iterable[Exposure]) -> list[Exposure]:
     """Return the plan with a place for each exposure: its earlier one where it still fits, else the next free one."""
     taken = {exposure.name: exposure.place for exposure in earlier if exposure.place}
-    nodes = {exposure.name: _node(exposure) for exposure in plan}
+    spelled: dict[str, str] = {}
+    for earlier_place in taken.values():
+        _as_spelled(earlier_place.node, spelled)
+    nodes = {exposure.name: _as_spelled(_node(exposure), spelled) for exposure in plan}
     # Earlier exposures that are not in this plan keep theirs.
     kept = {name: place for name, place in taken.items() if nodes.get(name, place.node) == place.node}
     used = set(kept.values())
@@ -79,6 +85,20 @@ def _node(exposure: Exposure) -> str | None:
     """Return the node that has room for an exposure; None for one that fails when it is run."""
     facts = exposure.facts
     return layout_of(exposure.recipe, facts).path if facts and facts.kind == exposure.job.kind else None
+
+
+def _as_spelled(node: str | None, spelled: dict[str, str]) -> str | None:
+    """Return a node's path with each part in the spelling in which it came first.
+
+    Some file systems, and zarr where it gathers metadata, take names for the same that differ in case alone.
+    """
+    if node is None:
+        return None
+    path = ""
+    for part in node.split("/"):
+        key = f"{path}/{part}".casefold()
+        path = f"{path}/{spelled.setdefault(key, part)}"
+    return path[1:]
 
 
 def in_order(plan: Iterable[Exposure]) -> list[Exposure]:

@@ -1,43 +1,44 @@
 """From inputs to exposures: what to run, under which recipe, to which output."""
 
-import glob
-import json
+import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, Self
 
-from skylevel.errors import PlanError, SkylevelError, StoreError
+from skylevel.errors import PlanError, SkylevelError, StoreError, UnsupportedFrameError
 from skylevel.io.frame import FITS_SUFFIXES, peek_frame
-from skylevel.io.nodes import Place
+from skylevel.io.names import is_safe_component, printable, safe_component
+from skylevel.io.nodes import MOST_PLACES, Place
 from skylevel.io.records import FORMAT
-from skylevel.io.remote import file_system, is_remote
+from skylevel.io.remote import file_system
 from skylevel.io.store import ProgramStore
+from skylevel.io.urls import is_remote, url_name, without_secrets
 from skylevel.jobs import JOBS, Facts, Job, job_for, job_of
+from skylevel.program.inputs import Input, expand_inputs
 from skylevel.recipes import RECIPES, Recipe, canonical_hash, recipe_named
 from skylevel.version import __version__
 
 STORE_NAME = "program.zarr"
 
-RAW_SUFFIXES = (
-    ".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dcr", ".dng", ".erf", ".fff", ".iiq", ".kdc", ".mef", ".mos", ".mrw",
-    ".nef", ".nrw", ".orf", ".pef", ".raf", ".raw", ".rw2", ".rwl", ".sr2", ".srf", ".srw", ".x3f",
-)  # fmt: skip
 LAYOUTS = ("full", "primary")
+
+# Of the 255 bytes that a file's name may have, what those of the outputs leave.
+_MOST_NAME_BYTES = 200
+
+# Along an axis and in all: more than any detector has, or any mosaic that a disk holds.
+_LONGEST_AXIS = 1 << 20
+_MOST_PIXELS = 1 << 36
 
 # Headers on a network are looked at by so many at once.
 _REMOTE_PEEKS = 16
 
 # What is to be done with an input: a recipe, or several among which its kind decides; by name, or with settings.
 RecipeChoice = str | Recipe | Iterable[Recipe]
-
-# Our own outputs, which a folder or a glob does not take in again.
-_OUTPUT_ENDINGS = ("_rowbgsub.fits", "_masked.fits", "_background.fits", ".bkg_subtracted.fits", ".bkg_background.fits")
-_OUTPUT_STARTS = ("detections_segm_",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,9 +48,9 @@ class Exposure:
     Attributes
     ----------
     name : str
-        The file's name without its suffix; unique in a program.
+        The file's name without its suffix, made safe; unique in a program.
     source : str
-        Absolute path or URL.
+        Absolute path or URL, without what is its server's alone.
     recipe : Recipe
     outputs : dict of str
         Absolute path or URL of each product: ``levelled``, and those that are kept.
@@ -60,6 +61,12 @@ class Exposure:
         What its header tells; None where it could not be read: it fails when it is run.
     place : Place, optional
         In the store, once there is room for it.
+    again : bool
+        Levelled though its header says that it was levelled before.
+    access : str
+        What it is read by: a URL with all that was given, which is kept nowhere; empty where that is `source`.
+    trouble : str
+        Why it will fail, as far as its header shows.
     """
 
     name: str
@@ -70,6 +77,9 @@ class Exposure:
     identity: Mapping[str, Any]
     facts: Facts | None = None
     place: Place | None = None
+    again: bool = False
+    access: str = field(default="", repr=False, compare=False)
+    trouble: str = field(default="", compare=False)
 
     @property
     def job(self) -> Job:
@@ -106,7 +116,7 @@ class Exposure:
         return {
             "name": self.name, "source": self.source, "outputs": dict(self.outputs), "layout": self.layout,
             "identity": dict(self.identity), "facts": self.facts and list(self.facts),
-            "place": self.place and list(self.place),
+            "place": self.place and list(self.place), "again": self.again,
         }  # fmt: skip
 
     @classmethod
@@ -118,18 +128,46 @@ class Exposure:
         KeyError, TypeError, ValueError
             The values are of another form.
         """
-        for key in ("name", "source", "layout"):
-            if not isinstance(values[key], str):
-                raise TypeError(f"{key} is {values[key]!r}")
-        rest = {key: values[key] for key in ("name", "source", "outputs", "layout", "identity")}
+        name, source, layout = values["name"], values["source"], values["layout"]
+        if not is_safe_component(name):
+            raise ValueError(f"{name!r} is no name of an exposure")
+        if not isinstance(source, str) or not (is_remote(source) or source.startswith(os.sep)):
+            raise ValueError(f"{source!r} is no path or URL")
+        if layout not in LAYOUTS:
+            raise ValueError(f"{layout!r} is no layout")
         facts, place = values["facts"], values["place"]
         return cls(
-            recipe=recipe, facts=facts and _facts(*facts), place=place and Place(str(place[0]), int(place[1])), **rest
+            name=name,
+            source=source,
+            recipe=recipe,
+            outputs=dict(values["outputs"]),
+            layout=layout,
+            identity=dict(values["identity"]),
+            facts=facts and _facts(*facts),
+            place=place and _place(*place),
+            again=values.get("again") is True,
         )
 
 
 def _facts(kind: str, shape: Sequence[int], attributes: Mapping[str, Any]) -> Facts:
-    return Facts(str(kind), (int(shape[0]), int(shape[1])), dict(attributes))
+    """Return facts of which every value is of a kind that a header can tell."""
+    ny, nx = (int(n) for n in shape)
+    is_possible = min(ny, nx) > 0 and max(ny, nx) <= _LONGEST_AXIS and ny * nx <= _MOST_PIXELS
+    if not (isinstance(kind, str) and is_possible):
+        raise ValueError(f"{kind!r} of {ny} x {nx} pixels is no frame")
+    for value in attributes.values():
+        if not all(isinstance(one, str | int | float) for one in (value if isinstance(value, list) else [value])):
+            raise TypeError(f"{value!r} is no fact of a header")
+    return Facts(kind, (ny, nx), dict(attributes))
+
+
+def _place(node: str, index: int) -> Place:
+    """Return a place that is in the store."""
+    if not isinstance(node, str) or not isinstance(index, int) or not 0 <= index < MOST_PLACES:
+        raise TypeError(f"{node!r} {index!r} is no place")
+    if not all(map(is_safe_component, node.split("/"))):
+        raise ValueError(f"{node!r} leads out of the store")
+    return Place(node, index)
 
 
 def make_plan(
@@ -139,6 +177,8 @@ def make_plan(
     recipe: RecipeChoice = "auto",
     layout: str = "full",
     keep: Sequence[str] = (),
+    recursive: bool = False,
+    again: bool = False,
 ) -> list[Exposure]:
     """Turn inputs into exposures, sorted by name.
 
@@ -152,6 +192,10 @@ def make_plan(
         The recipe of every input; "auto", or several: that which takes the kind of file, with the settings given.
     layout : {"full", "primary"}
     keep : sequence of {"segmentation", "masked", "background"}
+    recursive : bool
+        Look into the folders of folders.
+    again : bool
+        Level also what was levelled before.
 
     Returns
     -------
@@ -166,28 +210,67 @@ def make_plan(
     _require_known("layout", [layout], LAYOUTS)
     _require_known("product to keep", keep, _further_products())
     only, settings = _choice(recipe)
-    sources = sorted(set(expand_inputs(inputs)), key=lambda source: (_base_name(source), source))
-    identities = {source: _identity(source, _base_name(source)) for source in sources}
-    facts = _peek_all(identities, _known_facts(output))
+    by_source = {found.source: found for found in expand_inputs(inputs, recursive=recursive)}
+    found = sorted(by_source.values(), key=lambda one: (url_name(one.source), one.source))
+    names = _names(found)
+    identities = {one.source: _identity(one) for one in found}
+    told = _peek_all(found, identities, _known_facts(output))
     folder = output.rstrip("/") if is_remote(output) else str(Path(output).resolve())
     exposures = []
-    for source in sources:
-        chosen = settings[only or _recipe_for(source, facts[source])]
-        stem = _stem(_base_name(source))
-        outputs = _outputs(chosen, stem, folder, keep)
+    for one in found:
+        facts, trouble = told[one.source]
+        chosen = settings[only or _recipe_for(one.source, facts)]
         exposures.append(
             Exposure(
-                name=stem,
-                source=source,
+                name=names[one.source],
+                source=one.source,
                 recipe=chosen,
-                outputs=outputs,
+                outputs=_outputs(chosen, names[one.source], folder, keep),
                 layout=layout,
-                identity=identities[source],
-                facts=facts[source],
+                identity=identities[one.source],
+                facts=facts,
+                again=again,
+                access=one.access if one.access != one.source else "",
+                trouble=trouble or ("" if again else _levelled_before(one.source, facts)),
             )
         )
-    _refuse_collisions(exposures)
+    _refuse_collisions(exposures, folder)
     return exposures
+
+
+def _levelled_before(source: str, facts: Facts | None) -> str:
+    tool = facts.attributes.get("levelled_by") if facts else None
+    return f"{source}: was levelled before, by {tool}; --again (again=True) levels it once more" if tool else ""
+
+
+def require_unlevelled(exposure: Exposure, facts: Mapping[str, Any]) -> None:
+    """Refuse an exposure that was levelled before, unless that is asked for.
+
+    Raises
+    ------
+    UnsupportedFrameError
+        With the tool that levelled it.
+    """
+    tool = _levelled_before(exposure.source, Facts("", (0, 0), facts))
+    if tool and not exposure.again:
+        raise UnsupportedFrameError(tool)
+
+
+def _names(found: Sequence[Input]) -> dict[str, str]:
+    """Return a name for each source: its file's without the suffix, where no other has that.
+
+    Else with the folders below the one named, and where that is not enough with the suffix.
+    """
+    files = {one.source: url_name(one.source) for one in found}
+    stems = {source: _stem(file) for source, file in files.items()}
+    # Some file systems take names for the same that differ in case alone.
+    count = Counter(stem.casefold() for stem in stems.values())
+    below = {one.source: one.folder if count[stems[one.source].casefold()] > 1 else () for one in found}
+    names = {source: "-".join([*below[source], stem]) for source, stem in stems.items()}
+    count = Counter(names.values())
+    whole = {source: "-".join([*below[source], file]) for source, file in files.items()}
+    chosen = {source: name if count[name] == 1 else whole[source] for source, name in names.items()}
+    return {source: safe_component(name, limit=_MOST_NAME_BYTES) for source, name in chosen.items()}
 
 
 def _further_products() -> list[str]:
@@ -216,22 +299,30 @@ def _known_facts(output: str) -> dict[tuple[str, str], Facts]:
 
 
 def _peek_all(
-    identities: Mapping[str, Mapping[str, Any]], known: Mapping[tuple[str, str], Facts]
-) -> dict[str, Facts | None]:
-    """Return what each file's header tells; None where it cannot be read."""
-    found = {s: known.get((s, canonical_hash(i))) if "changed" in i else None for s, i in identities.items()}
-    unknown = [source for source, facts in found.items() if facts is None]
+    found: Sequence[Input],
+    identities: Mapping[str, Mapping[str, Any]],
+    known: Mapping[tuple[str, str], Facts],
+) -> dict[str, tuple[Facts | None, str]]:
+    """Return what each file's header tells, by source; None where it cannot be read, and why."""
+    keys = {one.source: (one.source, canonical_hash(identities[one.source])) for one in found}
+    told = {s: (known[key], "") for s, key in keys.items() if key in known and "changed" in identities[s]}
+    unknown = [one for one in found if one.source not in told]
+    # A disk is read no faster by many at once.
+    remote = any(is_remote(one.source) for one in unknown)
     with ThreadPoolExecutor(_REMOTE_PEEKS) as pool:
-        found.update(zip(unknown, (pool.map if any(map(is_remote, unknown)) else map)(_peek, unknown), strict=True))
-    return found
+        peeks = list((pool.map if remote else map)(_peek, unknown))
+    return told | {one.source: peek for one, peek in zip(unknown, peeks, strict=True)}
 
 
-def _peek(source: str) -> Facts | None:
+def _peek(one: Input) -> tuple[Facts | None, str]:
     # Whatever is wrong with a header is the exposure's own failure, when it is run.
-    with suppress(Exception):
-        shape, attributes = peek_frame(source)
-        return _facts(attributes.pop("kind"), shape, attributes)
-    return None
+    try:
+        shape, attributes = peek_frame(one.access)
+        return _facts(attributes.pop("kind"), shape, attributes), ""
+    except SkylevelError as error:
+        return None, str(error)
+    except Exception as error:
+        return None, f"{one.source}: {without_secrets(str(error), one.access) or type(error).__name__}"
 
 
 def _outputs(recipe: Recipe, stem: str, folder: str, keep: Sequence[str]) -> dict[str, str]:
@@ -276,45 +367,37 @@ def read_plan(store: ProgramStore) -> list[Exposure]:
         recipes = [recipe_named(values["recipe"])(**values["settings"]) for values in plan["recipes"]]
         exposures = []
         for values in plan["exposures"]:
-            outputs = {str(kind): f"{folder}/{_own_file(name)}" for kind, name in values["outputs"].items()}
-            exposures.append(Exposure.from_dict({**values, "outputs": outputs}, recipes[values["recipe"]]))
-    except (AttributeError, KeyError, TypeError, ValueError, IndexError, SkylevelError) as error:
-        raise StoreError(f"{store.url}: its plan.json is damaged: {error!r}; run the program again") from error
+            recipe = recipes[_index(values["recipe"])]
+            outputs = _outputs_named(values["name"], values["outputs"], recipe, folder)
+            exposures.append(Exposure.from_dict({**values, "outputs": outputs}, recipe))
+        _require_distinct(exposures)
+    except (AttributeError, KeyError, TypeError, ValueError, IndexError, RecursionError, SkylevelError) as error:
+        cause = printable(f"{type(error).__name__}: {error}", limit=200)
+        raise StoreError(f"{store.name}: its plan.json is damaged: {cause}; run the program again") from error
     return exposures
 
 
-def _own_file(name: Any) -> str:
-    """Return the name of an output, which never leads out of its folder."""
-    if not isinstance(name, str) or "/" in name or name in ("", ".", ".."):
-        raise ValueError(f"{name!r} is no file name")
-    return name
+def _index(value: Any) -> int:
+    if not isinstance(value, int) or value < 0:
+        raise ValueError(f"{value!r} is no recipe's index")
+    return value
 
 
-def expand_inputs(inputs: Iterable[str]) -> Iterator[str]:
-    """Yield the files behind each input, as absolute paths or URLs.
+def _outputs_named(name: str, files: Mapping[str, Any], recipe: Recipe, folder: str) -> dict[str, str]:
+    """Return the outputs of an exposure, which are those that its name gives and no other file."""
+    outputs = _outputs(recipe, name, folder, list(files))
+    named = {kind: url.rsplit("/", 1)[-1] for kind, url in outputs.items()}
+    if named != dict(files):
+        raise ValueError(f"{files!r} are not the outputs of {name!r}")
+    return outputs
 
-    Raises
-    ------
-    PlanError
-        An input matches nothing, or a list or association cannot be read.
-    """
-    for given in inputs:
-        if given.startswith("@"):
-            yield from _listed(Path(given[1:]))
-        elif given.startswith("file://"):
-            yield from expand_inputs([given.removeprefix("file://")])
-        elif is_remote(given):
-            yield from _remote(given)
-        elif Path(given).is_dir():
-            yield from _some(given, _levelable(Path(given).iterdir()))
-        elif given.endswith("_asn.json"):
-            yield from _associated(Path(given))
-        elif Path(given).is_file():
-            yield _absolute(Path(given))
-        else:
-            # Not Path.glob: a pattern may be absolute.
-            matches = glob.glob(given, recursive=True)  # noqa: PTH207
-            yield from _some(given, _levelable(map(Path, matches)))
+
+def _require_distinct(exposures: Sequence[Exposure]) -> None:
+    """Refuse a plan in which two share a name or a place."""
+    for what in ([exposure.name for exposure in exposures], [exposure.place for exposure in exposures]):
+        shared = [one for one, count in Counter(what).items() if one is not None and count > 1]
+        if shared:
+            raise ValueError(f"two exposures have {shared[0]!r}")
 
 
 def partition(exposures: Sequence[Exposure], index: int, count: int) -> list[Exposure]:
@@ -345,100 +428,34 @@ def _recipe_for(source: str, facts: Facts | None) -> str:
     return job.recipe.name
 
 
-def _some(given: str, found: Iterable[str]) -> list[str]:
-    matches = list(found)
-    if not matches:
-        hint = "; a folder's files must be FITS or camera raw" if Path(given).is_dir() else ""
-        raise PlanError(f"{given}: no such file, and nothing matches it{hint}")
-    return matches
-
-
-def _levelable(paths: Iterable[Path]) -> Iterator[str]:
-    """Files with a suffix that skylevel knows, without its own outputs."""
-    for path in paths:
-        if _is_levelable(path.name) and path.is_file():
-            yield _absolute(path)
-
-
-def _absolute(path: Path) -> str:
-    """One spelling for a file; a link keeps its own name, under which its outputs are asked for."""
-    return str(path.parent.resolve() / path.name)
-
-
-def _is_levelable(path: str) -> bool:
-    name = _base_name(path).lower()
-    is_output = name.endswith(_OUTPUT_ENDINGS) or name.startswith(_OUTPUT_STARTS)
-    return name.endswith((*FITS_SUFFIXES, *RAW_SUFFIXES)) and not is_output
-
-
-def _listed(path: Path) -> Iterator[str]:
-    """Inputs from a text file, one a line; blank lines and those after ``#`` do not count."""
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise PlanError(f"@{path}: cannot read the list: {error}") from error
-    named = [line for line in lines if line and not line.startswith("#")]
-    # Names in a list are relative to the list, as in an association.
-    yield from expand_inputs(line if is_remote(line) else str(path.parent / line) for line in named)
-
-
-def _associated(path: Path) -> Iterator[str]:
-    """Science members of a JWST association, beside which they lie."""
-    try:
-        products = json.loads(path.read_text(encoding="utf-8"))["products"]
-        members = [member for product in products for member in product["members"]]
-        names = [member["expname"] for member in members if member.get("exptype", "science") == "science"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise PlanError(f"{path}: not a JWST association: {type(error).__name__}: {error}") from error
-    if not names:
-        raise PlanError(f"{path}: the association has no science member")
-    # A member that is missing fails alone, when it is read.
-    yield from (_absolute(path.parent / name) for name in names)
-
-
-def _remote(given: str) -> list[str]:
-    """Files behind a URL: itself, a folder's files or a glob's matches."""
-    try:
-        files, path = file_system(given)
-        if "*" in path:
-            found = files.glob(path)
-        elif files.isdir(path):
-            found = files.ls(path, detail=False)
-        else:
-            # One spelling for a file, however it was asked for; a chained URL has no other.
-            return [given if "::" in given else files.unstrip_protocol(path)]
-    except Exception as error:  # Each protocol has errors of its own.
-        raise PlanError(f"{given}: cannot be listed: {' '.join(str(error).split())}") from error
-    return _some(given, (files.unstrip_protocol(str(p)) for p in found if _is_levelable(str(p))))
-
-
-def _identity(source: str, base: str) -> dict[str, Any]:
+def _identity(one: Input) -> dict[str, Any]:
     """Name, size and time of change; only the name where the file cannot be looked at (it fails when it is read)."""
+    base = url_name(one.source)
     try:
-        if not is_remote(source):
-            stat = Path(source).stat()
+        if not is_remote(one.source):
+            stat = Path(one.source).stat()
             return {"name": base, "size": stat.st_size, "changed": stat.st_mtime_ns}
-        files, path = file_system(source)
+        files, path = file_system(one.access)
         info = files.info(path)
-    except (OSError, ValueError):
+    except Exception:
+        # Each protocol has errors of its own.
         return {"name": base}
     changed = info.get("ETag") or info.get("LastModified") or info.get("mtime")
     return {"name": base, "size": info.get("size"), "changed": str(changed)}
 
 
-def _base_name(source: str) -> str:
-    return source.rstrip("/").rsplit("/", 1)[-1]
-
-
 def _stem(base: str) -> str:
+    """Return a file's name without its suffix; with it, where that is all there is."""
     name = base[: -len(".gz")] if base.lower().endswith((".gz", ".fz")) else base
-    return name.rsplit(".", 1)[0] if "." in name else name
+    stem = name.rsplit(".", 1)[0]
+    return stem if stem.strip(".") else base
 
 
-def _refuse_collisions(exposures: Sequence[Exposure]) -> None:
+def _refuse_collisions(exposures: Sequence[Exposure], folder: str) -> None:
     by_name: dict[str, list[str]] = defaultdict(list)
+    fold = str.casefold if not is_remote(folder) and _ignores_case(Path(folder)) else str
     for exposure in exposures:
-        by_name[exposure.name].append(exposure.source)
+        by_name[fold(exposure.name)].append(exposure.source)
     for name, sources in by_name.items():
         if len(sources) > 1:
             raise PlanError(
@@ -450,3 +467,9 @@ def _refuse_collisions(exposures: Sequence[Exposure]) -> None:
             raise PlanError(f"{exposure.source}: would be overwritten by an output; choose another output folder")
 
 
+def _ignores_case(folder: Path) -> bool:
+    """Return whether names that differ in case alone are one file in a folder, or where that will be."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    other = folder.with_name(folder.name.swapcase()) if folder.name else folder
+    return other.name != folder.name and other.exists() and other.samefile(folder)

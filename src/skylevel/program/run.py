@@ -14,24 +14,26 @@ from uuid import uuid4
 
 from distributed import Client, Future, KilledWorker
 
-from skylevel.errors import PlanError, SchedulerLostError, SettingsError, SkylevelError
+from skylevel.errors import PlanError, SchedulerLostError, SettingsError, SkylevelError, StoreError
 from skylevel.html import table
 from skylevel.io.lock import Lock, Share
+from skylevel.io.names import number_of, printable
 from skylevel.io.remote import remove_leftovers
 from skylevel.io.store import ProgramStore
+from skylevel.io.urls import without_secrets
 from skylevel.jobs import job_of
 from skylevel.memory import process_memory
 from skylevel.program.associations import write_associations
 from skylevel.program.cluster import check_workers, connect, worker_memory
 from skylevel.program.combine import combine_group
 from skylevel.program.fan_out import fan_out, require_scheduler, result_of
-from skylevel.program.forecast import Need, forecast, gigabytes, require_disk, require_possible, too_large
+from skylevel.program.forecast import Need, forecast, impossible, remark_on_mosaics, require_disk, too_large
 from skylevel.program.ledger import Group, Ledger, Steps
 from skylevel.program.notebook_bar import notebook_bar
 from skylevel.program.places import settle, work_left
 from skylevel.program.plan import Exposure, RecipeChoice, make_plan, partition, read_plan, store_url, summarize
 from skylevel.program.sealed import open_sealed, seal
-from skylevel.program.tasks import Record, Where, export_blocks, in_blocks, level_exposure, measure, read_frame
+from skylevel.program.tasks import Record, Where, export_blocks, in_blocks, level_exposure, measure, read_frame, stored
 from skylevel.program.view import describe_program
 from skylevel.version import __version__
 
@@ -51,6 +53,9 @@ class RunOptions(TypedDict, total=False):
     layout: str
     keep: Sequence[str]
     overwrite: bool
+    recursive: bool
+    again: bool
+    verify: bool
     progress: Progress | None
 
 
@@ -143,6 +148,12 @@ def run(
         Further products to write; none by default.
     overwrite : bool
         Do again what is done; False by default.
+    recursive : bool
+        Look into the folders of a folder too; False by default.
+    again : bool
+        Level also what skylevel or another tool levelled before; False by default.
+    verify : bool
+        Look at the contents of what is done, and do again what is damaged; False by default.
     progress : callable, optional
         Called with how many exposures are finished, and of how many. By default a bar, where this runs in a notebook.
 
@@ -162,12 +173,20 @@ def run(
         raise SettingsError(f"unknown option {sorted(unknown)[0]!r}; known: {', '.join(RunOptions.__annotations__)}")
     given = [inputs] if isinstance(inputs, str | PathLike) else inputs
     output = fspath(output)
-    layout, keep = options.get("layout", "full"), options.get("keep", ())
     paths = [fspath(path) for path in given]
-    plan = make_plan(paths, output, recipe=recipe, layout=layout, keep=keep)
+    plan = make_plan(
+        paths,
+        output,
+        recipe=recipe,
+        layout=options.get("layout", "full"),
+        keep=options.get("keep", ()),
+        recursive=options.get("recursive", False),
+        again=options.get("again", False),
+    )
     target = Target(client=client, cluster=cluster, workers=workers)
-    overwrite, progress = options.get("overwrite", False), options.get("progress") or notebook_bar()
-    result = run_plan(plan, output, target=target, overwrite=overwrite, progress=progress)
+    progress = options.get("progress") or notebook_bar()
+    overwrite, verify = options.get("overwrite", False), options.get("verify", False)
+    result = run_plan(plan, output, target=target, overwrite=overwrite, verify=verify, progress=progress)
     write_associations(paths, plan, output, result.failed)
     return result
 
@@ -178,13 +197,14 @@ def run_plan(
     *,
     target: Target | None = None,
     overwrite: bool = False,
+    verify: bool = False,
     progress: Progress | None = None,
 ) -> ProgramResult:
     """Do what is left of a plan; see `run`."""
-    with _begun(plan, output, overwrite=overwrite) as session:
+    with _begun(plan, output, overwrite=overwrite, verify=verify) as session:
         left, skipped = session.left(), session.result.skipped
         counts = ", ".join(f"{n} {name}" for name, n in sorted(summarize(left).items())) or "nothing"
-        log.info("%d exposures: %d done already, to do: %s", len(plan), len(skipped), counts)
+        log.info("%s: %d done already, to do: %s", number_of(len(plan), "exposure"), len(skipped), counts)
         if left:
             with (target or Target()).connected(len(left)) as client:
                 _execute(session, _Cluster(client, session), progress)
@@ -198,15 +218,17 @@ def run_partition(
     share: Share,
     *,
     overwrite: bool = False,
+    verify: bool = False,
     progress: Progress | None = None,
 ) -> ProgramResult:
     """Do the I-th of N shares of a plan in this process, without a scheduler: an element of a job array.
 
     What is combined over shares is done by whichever share is the last to have measured its own.
     """
-    with _begun(plan, output, share, overwrite=overwrite) as session:
+    with _begun(plan, output, share, overwrite=overwrite, verify=verify) as session:
         left, skipped = session.left(), session.result.skipped
-        log.info("share %d of %d: %d exposures, %d done already", *share, len(left) + len(skipped), len(skipped))
+        count = number_of(len(left) + len(skipped), "exposure")
+        log.info("share %d of %d: %s, %d done already", *share, count, len(skipped))
         if left:
             _execute(session, _ThisProcess(session), progress)
         _describe(session)
@@ -238,8 +260,8 @@ def _export(
     measured = ledger.measured()
     for exposure in plan:
         if exposure.name not in ledger.records:
-            reason = failures.get(exposure.name, f"{exposure.source}: not measured yet: run the program again")
-            result.failed[exposure.name] = reason
+            why = f"{exposure.source}: {ledger.why_unmeasured(exposure)}: run the program again"
+            result.failed[exposure.name] = failures.get(exposure.name, why)
     if measured:
         steps = dict.fromkeys((exposure.name for exposure in measured), Steps.EXPORT)
         session = _Session(store, lock, plan, steps, forecast(measured), result)
@@ -268,7 +290,7 @@ class _Session:
 
 @contextmanager
 def _begun(
-    plan: Sequence[Exposure], output: str, share: Share | None = None, *, overwrite: bool
+    plan: Sequence[Exposure], output: str, share: Share | None = None, *, overwrite: bool, verify: bool
 ) -> Iterator[_Session]:
     """Keep the store for a run of a plan or a share of it, find what is left, see that it fits, store the plan."""
     store = ProgramStore(store_url(output))
@@ -277,11 +299,24 @@ def _begun(
         if overwrite:
             steps = dict.fromkeys(names, Steps.DETECT | Steps.MEASURE | Steps.EXPORT)
         else:
-            steps = {name: some for name, some in work_left(plan, store).items() if name in names}
-        needs = forecast([exposure for exposure in plan if steps.get(exposure.name)])
-        require_disk(needs, output)
+            steps = {name: some for name, some in work_left(plan, store, verify=verify).items() if name in names}
+        left = [exposure for exposure in plan if steps.get(exposure.name)]
+        needs = forecast(left)
+        refused = require_disk(needs, output)
         skipped = [name for name, some in steps.items() if not some]
-        yield _Session(store, lock, settle(plan, store), steps, needs, ProgramResult(output, skipped=skipped))
+        session = _Session(store, lock, settle(plan, store), steps, needs, ProgramResult(output, skipped=skipped))
+        if remark := remark_on_mosaics(left):
+            log.warning("%s", remark)
+        _refuse(session, refused)
+        yield session
+
+
+def _refuse(session: _Session, reasons: Mapping[str, str]) -> None:
+    """Let exposures fail that cannot be done here, before anything is begun for them."""
+    for exposure in session.left():
+        if exposure.name in reasons:
+            _fail(session, exposure, PlanError(reasons[exposure.name]))
+            session.steps[exposure.name] = Steps.NOTHING
 
 
 def _execute(session: _Session, workers: "_Workers", progress: Progress | None) -> None:
@@ -304,9 +339,9 @@ def _describe(session: _Session) -> None:
     """Write what is known of the exposures beside what was measured of them, unless an earlier run did."""
     try:
         describe_program(session.store, session.plan)
-    except OSError as error:
+    except (OSError, StoreError) as error:
         # Such as a full disk: what is measured is stored without it, and the next run writes it.
-        log.warning("%s: names and header facts are not written: %s", session.store.url, error)
+        log.warning("%s: names and header facts are not written: %s", session.store.name, error)
     session.result.advice.extend(_advice(session))
 
 
@@ -381,15 +416,7 @@ class _ThisProcess:
 
     def __init__(self, session: _Session) -> None:
         self._url = session.store.url
-        available = process_memory()
-        large = set(too_large(session.needs, available))
-        for exposure in session.left():
-            if exposure.name in large:
-                raise PlanError(
-                    f"{exposure.source}: needs about {gigabytes(session.needs[exposure.name].memory)} of memory, this "
-                    f"process has {gigabytes(available)}: give it more, or run without --partition, which does large "
-                    "frames in blocks"
-                )
+        _refuse(session, impossible(session.left(), session.needs, process_memory(), in_blocks=False))
 
     def run(
         self, exposures: Sequence[Exposure], steps: Mapping[str, Steps], group_keys: Mapping[str, str]
@@ -413,10 +440,8 @@ class _Cluster:
         self._url = session.store.url
         self._in_flight = _in_flight(client)
         available = worker_memory(client)
+        _refuse(session, impossible(session.left(), session.needs, available))
         self._large = set(too_large(session.needs, available))
-        for exposure in session.left():
-            if exposure.name in self._large:
-                require_possible(exposure, session.needs[exposure.name].memory, available)
         # Keys of an earlier run into the same scheduler must not answer for this one.
         self._token = uuid4().hex[:8]
 
@@ -447,11 +472,11 @@ class _Cluster:
         """Do an exposure with all workers: the same steps, on Dask arrays."""
         record = Record(exposure.name)
         try:
-            if Steps.MEASURE in steps:
+            if Steps.MEASURE in steps or (Steps.REPAIR in steps and self._is_damaged(exposure)):
                 check_workers(self._client)
                 frame = in_blocks(read_frame(Path(exposure.source), exposure), exposure)
                 n_blocks = len(frame.chunks["y"])
-                record.say(f"opened {exposure.job.describe(frame)}, in {n_blocks} blocks of rows")
+                record.say(f"opened {exposure.job.describe(frame)}, in {number_of(n_blocks, 'block')} of rows")
                 measure(exposure, frame, ProgramStore(self._url), record, steps, self._compute)
             if Steps.EXPORT in steps:
                 call = partial(export_blocks, exposure, where, record)
@@ -462,6 +487,14 @@ class _Cluster:
             require_scheduler(self._client)
             return error
         return record
+
+    def _is_damaged(self, exposure: Exposure) -> bool:
+        store = ProgramStore(self._url)
+        try:
+            store.load(stored(exposure, store)[0])
+        except StoreError:
+            return True
+        return False
 
     def _compute(self, delayed: list[Any]) -> Sequence[Any]:
         require_scheduler(self._client)
@@ -492,7 +525,7 @@ def _in_flight(client: Client) -> Callable[[], int]:
 
 def _collect(session: _Session, outcomes: Iterable[Outcome], progress: Progress) -> None:
     """Log and keep each exposure's outcome as it comes."""
-    store, result = session.store, session.result
+    store = session.store
     failed_before = store.failures()
     worked: list[Exposure] = []
     for count, (exposure, outcome) in enumerate(outcomes, 1):
@@ -502,14 +535,18 @@ def _collect(session: _Session, outcomes: Iterable[Outcome], progress: Progress)
             if exposure.name in failed_before:
                 store.forget_failure(exposure.name)
         else:
-            reason = _reason(exposure, outcome)
-            result.failed[exposure.name] = reason
-            _log_at(time.time(), logging.ERROR, f"{exposure.name}: failed: {reason}")
-            _remember_failure(store, exposure.name, reason)
+            _fail(session, exposure, outcome)
         worked.append(exposure)
         progress(count, 0)
     store.remove_leftovers([e.place for e in worked if e.place], {exposure.name for exposure in worked})
     remove_leftovers(url for exposure in worked for url in exposure.outputs.values())
+
+
+def _fail(session: _Session, exposure: Exposure, error: BaseException) -> None:
+    reason = _reason(exposure, error)
+    session.result.failed[exposure.name] = reason
+    _log_at(time.time(), logging.ERROR, f"{exposure.name}: failed: {reason}")
+    _remember_failure(session.store, exposure.name, reason)
 
 
 def _collect_record(session: _Session, exposure: Exposure, record: Record) -> None:
@@ -540,13 +577,15 @@ def _reason(exposure: Exposure, error: BaseException) -> str:
     else:
         log.debug("%s", exposure.source, exc_info=error)
         cause = f"{type(error).__name__}: {error}"
-    text = " ".join(cause.split())
-    return text if exposure.source in text else f"{exposure.source}: {text}"
+    # What other libraries say may hold the whole URL.
+    text = without_secrets(cause, exposure.access)
+    name = printable(exposure.source)
+    return text if name in text else f"{name}: {text}"
 
 
 def _log_at(when: float, level: int, text: str) -> None:
     """Log a line under the time at which its step was done on the worker."""
     if log.isEnabledFor(level):
-        line = log.makeRecord(log.name, level, __file__, 0, text, (), None)
+        line = log.makeRecord(log.name, level, __file__, 0, printable(text), (), None)
         line.created = when
         log.handle(line)

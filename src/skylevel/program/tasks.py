@@ -25,12 +25,14 @@ from skylevel.io.nodes import Chunks, Place
 from skylevel.io.records import PICTURE, is_small, small_values
 from skylevel.io.remote import local_input, local_output
 from skylevel.io.store import ProgramStore
+from skylevel.io.urls import public_url
 from skylevel.jobs import Measured, Writing
 from skylevel.jobs.picture import picture_of
 from skylevel.level.arrays import compute_here, is_lazy, write_chunks
 from skylevel.memory import keep_freed_memory, peak_memory
 from skylevel.program.ledger import Steps
-from skylevel.program.plan import Exposure
+from skylevel.program.plan import Exposure, require_unlevelled
+from skylevel.program.verify import written_output
 from skylevel.recipes import cards_of
 from skylevel.version import __version__
 
@@ -186,7 +188,7 @@ def level_exposure(exposure: Exposure, where: Where, steps: Steps) -> Record:
     require_version(where.version)
     keep_freed_memory()
     record, store = Record(exposure.name), ProgramStore(where.store)
-    with local_input(exposure.source) as path:
+    with local_input(exposure.access or exposure.source) as path:
         with record.stage("read"):
             frame = read_frame(path, exposure).load()
             record.say(f"read {exposure.job.describe(frame)}")
@@ -241,7 +243,10 @@ def read_frame(path: Path, exposure: Exposure) -> xr.Dataset:
     frame, job = open_frame(path), exposure.job
     if frame.attrs["kind"] != job.kind:
         raise UnsupportedFrameError(f"{path}: the recipe {job.recipe.name!r} does not level this kind of file")
-    return frame[[name for name in job.variables(exposure.recipe) if name in frame or name == job.variable]]
+    require_unlevelled(exposure, frame.attrs)
+    # Of a mosaic, the weights tell where there are no data.
+    wanted = [*job.variables(exposure.recipe), *(["wht"] if frame.attrs.get("resampled") else [])]
+    return frame[[name for name in wanted if name in frame or name == job.variable]]
 
 
 def in_blocks(frame: xr.Dataset, exposure: Exposure) -> xr.Dataset:
@@ -313,7 +318,7 @@ def require_place(exposure: Exposure, store: ProgramStore) -> Place:
         It has none, as its header could not be read when the run was planned, though it can now.
     """
     if exposure.place is None:
-        raise StoreError(f"{exposure.source}: {store.url} has no place for it; run the program again")
+        raise StoreError(exposure.trouble or f"{exposure.source}: {store.name} has no place for it; run it again")
     return exposure.place
 
 
@@ -363,7 +368,7 @@ def _export(exposure: Exposure, leveling: Leveling, store: ProgramStore, record:
     if exposure.group:
         found = store.read_group(*exposure.group)
         if found is None or found[0] != where.group_key:
-            raise StoreError(f"{exposure.source}: what its group knows is not in {store.url}; run the program again")
+            raise StoreError(f"{exposure.source}: what its group knows is not in {store.name}; run the program again")
         # Its own values, of what has one an exposure.
         group = found[1].sel(member=exposure.name) if "member" in found[1].dims else found[1]
     writing = Writing(exposure.layout, *cards_of(exposure.recipe.provenance()))
@@ -371,15 +376,20 @@ def _export(exposure: Exposure, leveling: Leveling, store: ProgramStore, record:
         job=exposure.job, frame=leveling.frame, estimate=leveling.estimate, recipe=exposure.recipe, group=group,
         writing=writing,
     )  # fmt: skip
+    written, extension = {}, int(leveling.frame.attrs.get("sci_extension", 0))
     with record.stage("export"):
         for kind, url in exposure.outputs.items():
             with local_output(url) as path:
                 remark = exposure.job.products[kind].write(path, measured)
-            record.say(f"wrote {url}" + (f"; {remark}" if remark else ""))
+                written[kind] = written_output(path, extension)
+            record.say(f"wrote {public_url(url)}" + (f"; {remark}" if remark else ""))
     with record.stage("picture"):
         picture = _picture(measured, record)
     metrics = {**record.metrics(), "line_scatter": picture.get("scatter", {})}
-    exported = {"exported": exposure.export_key(where.group_key), "export_metrics": metrics, PICTURE: picture}
+    exported = {
+        "exported": exposure.export_key(where.group_key), "export_metrics": metrics, PICTURE: picture,
+        "outputs": written,
+    }  # fmt: skip
     store.write_record(require_place(exposure, store), leveling.kept | exported)
 
 

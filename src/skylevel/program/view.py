@@ -9,9 +9,10 @@ from typing import Any
 import xarray as xr
 
 from skylevel.errors import StoreError
-from skylevel.io.nodes import RECORD, Place
+from skylevel.io.nodes import RECORD, Place, location, without_remarks
 from skylevel.io.records import plain, stacked_small
 from skylevel.io.store import ProgramStore
+from skylevel.io.urls import without_secrets
 from skylevel.level.frames import unit_power
 from skylevel.program.ledger import Ledger, Steps
 from skylevel.program.plan import Exposure, read_plan, store_url
@@ -49,8 +50,15 @@ class ExposureState:
     reason: str = ""
 
 
-def program_status(output: str | PathLike[str]) -> list[ExposureState]:
+def program_status(output: str | PathLike[str], *, verify: bool = False) -> list[ExposureState]:
     """Return the state of every exposure of a program's last plan, from the store alone.
+
+    Parameters
+    ----------
+    output : str or path-like
+        Folder or URL of the outputs.
+    verify : bool
+        Look at the contents of stored chunks and outputs too: what is damaged is left to do.
 
     Raises
     ------
@@ -58,7 +66,7 @@ def program_status(output: str | PathLike[str]) -> list[ExposureState]:
         No program was run into `output`.
     """
     store = ProgramStore(store_url(output))
-    return states_of(Ledger(store, read_plan(store)), store.failures())
+    return states_of(Ledger(store, read_plan(store), verify=verify), store.failures())
 
 
 def states_of(ledger: Ledger, failures: Mapping[str, str]) -> list[ExposureState]:
@@ -70,7 +78,7 @@ def states_of(ledger: Ledger, failures: Mapping[str, str]) -> list[ExposureState
         elif name in failures:
             states.append(ExposureState(name, "failed", failures[name]))
         else:
-            states.append(ExposureState(name, "left"))
+            states.append(ExposureState(name, "left", ledger.damage.get(name, "")))
     return states
 
 
@@ -93,7 +101,7 @@ def open_program(output: str | PathLike[str]) -> xr.DataTree:
     Raises
     ------
     StoreError
-        No exposure is measured there.
+        No exposure is measured there, or the store is damaged.
 
     Notes
     -----
@@ -107,16 +115,26 @@ def open_program(output: str | PathLike[str]) -> xr.DataTree:
         if exposure.place:
             measured[exposure.place.node].append(exposure)
     if not ledger or not measured:
-        raise StoreError(f"{store.url}: holds no measured exposure")
-    tree = xr.open_datatree(store.url, engine="zarr", chunks={})
-    nodes = {node: _stacked(tree[node].to_dataset(), measured[node], ledger.records) for node in sorted(measured)}
-    named = dict(_named(nodes))
-    groups = {
-        f"{path}/groups/{name}": group.to_dataset()
-        for path, node in zip(named, nodes, strict=True)
-        for name, group in (tree[node]["groups"].children.items() if "groups" in tree[node].children else ())
-    }
-    return xr.DataTree.from_dict(named | groups)
+        raise StoreError(f"{store.name}: holds no measured exposure")
+    try:
+        with without_remarks():
+            tree = xr.open_datatree(location(store.url), engine="zarr", chunks={})
+        nodes = {node: _stacked(tree[node].to_dataset(), measured[node], ledger.records) for node in sorted(measured)}
+        named = dict(_named(nodes))
+        groups = {
+            f"{path}/groups/{name}": group.to_dataset()
+            for path, node in zip(named, nodes, strict=True)
+            for name, group in (tree[node]["groups"].children.items() if "groups" in tree[node].children else ())
+        }
+        return xr.DataTree.from_dict(named | groups)
+    except Exception as error:
+        raise _damaged(store, error) from error
+
+
+def _damaged(store: ProgramStore, error: Exception) -> StoreError:
+    """Say that a store is damaged: zarr and xarray have errors of every kind for metadata that are none."""
+    cause = without_secrets(str(error), store.url) or type(error).__name__
+    return StoreError(f"{store.name}: is damaged: {cause}; run the program again")
 
 
 def describe_program(store: ProgramStore, plan: Sequence[Exposure]) -> None:
@@ -130,6 +148,11 @@ def describe_program(store: ProgramStore, plan: Sequence[Exposure]) -> None:
     store : ProgramStore
     plan : sequence of Exposure
         All that the store has places for.
+
+    Raises
+    ------
+    StoreError
+        The store's metadata are damaged.
     """
     with store.locked():
         nodes: dict[str, list[Exposure]] = defaultdict(list)
@@ -137,15 +160,20 @@ def describe_program(store: ProgramStore, plan: Sequence[Exposure]) -> None:
             if exposure.place:
                 nodes[exposure.place.node].append(exposure)
         told: dict[str, tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]] = {}
-        for node, exposures in nodes.items():
-            records = store.read_records(exposure.place for exposure in exposures if exposure.place)
-            told[node] = _facts(exposures, records), _attributes(records)
-        key = canonical_hash(plain(told))
-        if store.described() == key:
-            return
-        for node, (facts, attributes) in told.items():
-            store.describe(node, facts, attributes)
-        store.finish(key)
+        try:
+            for node, exposures in nodes.items():
+                records = store.read_records(exposure.place for exposure in exposures if exposure.place)
+                told[node] = _facts(exposures, records), _attributes(records)
+            key = canonical_hash(plain(told))
+            if store.described() == key:
+                return
+            for node, (facts, attributes) in told.items():
+                store.describe(node, facts, attributes)
+            store.finish(key)
+        except OSError:
+            raise
+        except Exception as error:
+            raise _damaged(store, error) from error
 
 
 def _facts(exposures: Sequence[Exposure], records: Mapping[Place, Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -183,10 +211,12 @@ def _stacked(node: xr.Dataset, measured: Sequence[Exposure], records: Mapping[st
 
 
 def _named(nodes: Mapping[str, xr.Dataset]) -> Iterator[tuple[str, xr.Dataset]]:
-    """Yield each node without its form where it is the only one of its instrument and filter."""
+    """Yield each node without its form where that leaves a name of its own, above no other node."""
     forms = defaultdict(list)
     for path in nodes:
         forms[path.rpartition("/")[0]].append(path)
     for instrument, paths in forms.items():
+        # Such as a detector with and without a filter.
+        is_above = any(other.startswith(f"{instrument}/") for other in forms)
         for path in paths:
-            yield f"/{instrument if len(paths) == 1 else path}", nodes[path]
+            yield f"/{instrument if len(paths) == 1 and not is_above else path}", nodes[path]

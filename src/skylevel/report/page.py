@@ -13,8 +13,8 @@ from markupsafe import Markup
 
 from skylevel.io.names import printable
 from skylevel.io.records import PICTURE
-from skylevel.io.remote import public_url, url_name
 from skylevel.io.store import ProgramStore
+from skylevel.io.urls import public_url, url_name
 from skylevel.program.ledger import Ledger
 from skylevel.report.across import group_views, levels_over_time, stripes_by_kind, title_of
 from skylevel.report.drawing import CIVIDIS

@@ -18,8 +18,9 @@ from markupsafe import Markup
 
 from skylevel.errors import OutputError
 from skylevel.io.atomic import replacing
-from skylevel.io.remote import file_system, is_remote, local_output, output_exists, public_url
+from skylevel.io.remote import file_system, local_output, output_size
 from skylevel.io.store import ProgramStore
+from skylevel.io.urls import is_remote, public_url
 from skylevel.program.ledger import Ledger
 from skylevel.program.plan import read_plan, store_url
 from skylevel.report.entries import Entry, entries_of
@@ -82,7 +83,7 @@ def write_report(output: str | PathLike[str]) -> str:
 def has_report(output: str | PathLike[str]) -> str | None:
     """Return where a program's page is; None where there is none."""
     url = f"{fspath(output).rstrip('/')}/{PAGE}"
-    return url if output_exists(url) else None
+    return url if output_size(url) is not None else None
 
 
 def _digest(entries: Sequence[Entry]) -> str:

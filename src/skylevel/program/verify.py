@@ -1,0 +1,66 @@
+"""Whether what was written is still what was written: the contents of outputs and of stored chunks."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from skylevel.errors import SkylevelError
+from skylevel.io.fits import require_unchanged, unsigned_sums
+from skylevel.io.remote import local_input, output_size
+from skylevel.io.store import ProgramStore
+from skylevel.io.urls import is_remote
+from skylevel.program.plan import Exposure
+
+
+def written_output(path: Path, extension: int) -> dict[str, Any]:
+    """Return what tells later whether an output is still the file just written: for the commit record.
+
+    Parameters
+    ----------
+    path : Path
+    extension : int
+        Index of the HDU of the levelled image.
+    """
+    return {"size": path.stat().st_size, "sums": unsigned_sums(path, sorted({0, extension}))}
+
+
+def is_there(exposure: Exposure, record: Mapping[str, Any]) -> bool:
+    """Return whether all outputs are there, in the size in which they were written."""
+    sizes = {kind: output_size(url) for kind, url in exposure.outputs.items()}
+    return all(size is not None and size == _size(record, kind, size) for kind, size in sizes.items())
+
+
+def _size(record: Mapping[str, Any], kind: str, default: int) -> Any:
+    return _noted(record, kind).get("size", default)
+
+
+def _noted(record: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
+    """Return what is noted of an output; nothing where an earlier skylevel wrote it."""
+    noted = record.get("outputs")
+    found = noted.get(kind) if isinstance(noted, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
+def damage_of_store(exposure: Exposure, record: Mapping[str, Any], store: ProgramStore) -> str:
+    """Return what is wrong with the stored chunks of an exposure; empty where nothing is."""
+    try:
+        store.load(store.read_estimate(exposure.place, record))
+    except SkylevelError as error:
+        return str(error)
+    return ""
+
+
+def damage_of_outputs(exposure: Exposure, record: Mapping[str, Any]) -> str:
+    """Return what is wrong with the outputs of an exposure, which are there; empty where nothing is."""
+    size, facts = int(exposure.identity.get("size") or 0), exposure.facts
+    copies = facts is not None and exposure.job.copied_bytes(size, facts, exposure.layout) > 0
+    original = Path(exposure.source) if copies and not is_remote(exposure.source) else None
+    for kind, url in exposure.outputs.items():
+        sums = _noted(record, kind).get("sums")
+        is_copy = kind == "levelled" and original is not None and original.is_file()
+        try:
+            with local_input(url) as path:
+                require_unchanged(path, sums if isinstance(sums, dict) else {}, original if is_copy else None)
+        except (SkylevelError, OSError) as error:
+            return str(error)
+    return ""
