@@ -10,6 +10,7 @@ import skylevel as sl
 from skylevel.html import table
 from skylevel.program.notebook_bar import notebook_bar
 from skylevel.program.run import ProgramResult
+from skylevel.program.view import ExposureState, ExposureStates
 
 HOSTILE = "<script>alert('x')</script>"
 
@@ -32,6 +33,13 @@ def test_a_result_shows_what_failed_first_with_its_reason():
     result = ProgramResult("out", failed={"b": HOSTILE}, skipped=["a"])
     html = result._repr_html_()
     assert "out: 0 done, 1 done before, 1 failed" in html
+    assert html.index(">b<") < html.index(">a<")
+    assert HOSTILE not in html
+
+
+def test_states_show_what_failed_first_with_its_reason():
+    html = ExposureStates([ExposureState("a", "done"), ExposureState("b", "failed", HOSTILE)])._repr_html_()
+    assert "1 failed, 0 left, 1 done" in html
     assert html.index(">b<") < html.index(">a<")
     assert HOSTILE not in html
 

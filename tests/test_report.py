@@ -156,7 +156,7 @@ class TestPage:
             assert not sl.run(tmp_path / "in", tmp_path / "out", recipe=recipe, client=client).failed
         sl.write_report(tmp_path / "out")
         text = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
-        assert re.search(r"everyone-\w+: 3 exposures", text)
+        assert re.search(r"everyone-\w+: e00, e01, e02", text)
         assert "<dt>level</dt>" in text
 
     def test_it_asks_for_no_cluster(self, own: Path) -> None:
@@ -243,6 +243,15 @@ class TestManyPictures:
         with patch.object(writing, "PER_PACK", 3), pytest.raises(OutputError, match="is a link"):
             sl.write_report(own)
         assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+class TestStripes:
+    def test_an_exposure_with_none_left_counts(self, own: Path) -> None:
+        for name, after in (("e00", 0.0), ("e01", 0.0), ("e02", 0.0), ("e03", 0.01), ("e04", 0.02)):
+            rewrite(own, name, metrics={"stripes_before": 0.1, "stripes_after": after})
+        sl.write_report(own)
+        text = (own / "report.html").read_text(encoding="utf-8")
+        assert "NRCA1 · F200W: 0.1 before, 0 after (5 exposures)" in text
 
 
 class TestOutliers:

@@ -194,6 +194,13 @@ def test_any_chunks_give_the_same_bits(y, x, pattern, correction, box_size):
         assert computed[name].dtype == whole[name].dtype
 
 
+@pytest.mark.parametrize("asked", ["correction=divide", "together=true"])
+def test_what_only_a_smooth_background_can_do_is_refused_for_others(asked, tmp_path: Path, capsys) -> None:
+    write_dng(tmp_path / "r.dng", make_mosaic((64, 64)), datetime(2024, 8, 12))
+    assert skylevel_here("run", tmp_path / "r.dng", "--output", tmp_path / "out", "--set", asked) == 2
+    assert "needs method = 'smooth'" in " ".join(capsys.readouterr().err.split())
+
+
 # --- a night
 
 

@@ -72,6 +72,11 @@ class TestOpenProgram:
         assert channels["channel"].values.tolist() == ["R", "G", "B"]
         assert channels["background"].dims == ("exposure", "channel", "mesh_y", "mesh_x")
 
+    def test_every_variable_says_what_it_is(self, output: Path) -> None:
+        for node in sl.open_program(output).leaves:
+            unnamed = [name for name, variable in node.variables.items() if not variable.attrs.get("long_name")]
+            assert unnamed == []
+
     def test_vertical_stripes_have_a_level_for_each_column(self, output: Path) -> None:
         assert sl.open_program(output)["NIS/F200W"]["row_level"].dims == ("exposure", "x")
 

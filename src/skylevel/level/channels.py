@@ -6,6 +6,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from skylevel.errors import SettingsError
 from skylevel.kernels.mesh import Clipping, clip_box_size
 from skylevel.kernels.mosaic import box_n_pixels, channel_statistics, halo_needed, subtract_backgrounds
 from skylevel.kernels.pattern import ColorPattern
@@ -72,9 +73,17 @@ def estimate_channels(frame: xr.Dataset, recipe: Channels) -> xr.Dataset:
         ``background`` and ``background_rms`` (channel, mesh_y, mesh_x) float32 in ADU, and ``exclude_percentile``
         (channel,); the coordinate `channel` holds the colour letters. With the method "smooth", what
         `skylevel.level.smooth.estimate_smooth` says.
+
+    Raises
+    ------
+    SettingsError
+        `correction` or `together` is asked for with another method.
     """
     if recipe.method == "smooth":
         return estimate_smooth(frame, recipe)
+    if recipe.together or recipe.correction == "divide":
+        what = "together" if recipe.together else "correction = 'divide'"
+        raise SettingsError(f"channels.{what} needs method = 'smooth', as in the presets best and program")
     raw, pattern = raw_mosaic(frame), color_pattern(frame)
     box_size = clip_box_size(recipe.box_size, raw.shape)
     meshes = _meshes(raw.data, pattern, box_size, recipe)

@@ -9,6 +9,7 @@ from typing import Any
 import xarray as xr
 
 from skylevel.errors import StoreError
+from skylevel.html import table
 from skylevel.io.nodes import RECORD, Place, location, without_remarks
 from skylevel.io.records import plain, stacked_small
 from skylevel.io.store import ProgramStore
@@ -50,7 +51,18 @@ class ExposureState:
     reason: str = ""
 
 
-def program_status(output: str | PathLike[str], *, verify: bool = False) -> list[ExposureState]:
+class ExposureStates(list[ExposureState]):
+    """States of a plan's exposures, which a notebook shows as a table."""
+
+    def _repr_html_(self) -> str:
+        """Return the table: what failed first, with its reasons, then what is left."""
+        counts = {state: sum(s.state == state for s in self) for state in ("failed", "left", "done")}
+        rows = [(s.name, s.state, s.reason) for state in counts for s in self if s.state == state]
+        title = ", ".join(f"{n} {state}" for state, n in counts.items())
+        return table(title, ("exposure", "state", "reason"), rows)
+
+
+def program_status(output: str | PathLike[str], *, verify: bool = False) -> ExposureStates:
     """Return the state of every exposure of a program's last plan, from the store alone.
 
     Parameters
@@ -69,9 +81,9 @@ def program_status(output: str | PathLike[str], *, verify: bool = False) -> list
     return states_of(Ledger(store, read_plan(store), verify=verify), store.failures())
 
 
-def states_of(ledger: Ledger, failures: Mapping[str, str]) -> list[ExposureState]:
+def states_of(ledger: Ledger, failures: Mapping[str, str]) -> ExposureStates:
     """Return the state of every exposure of a plan, by what is done and why others failed."""
-    states = []
+    states = ExposureStates()
     for name, steps in ledger.work_left().items():
         if steps is Steps.NOTHING:
             states.append(ExposureState(name, "done"))
@@ -204,7 +216,7 @@ def _stacked(node: xr.Dataset, measured: Sequence[Exposure], records: Mapping[st
     facts = [name for name in (*FACTS, *METRICS) if name in dataset]
     return (
         dataset.assign(stacked_small(of_records))
-        .assign_coords(exposure=[exposure.name for exposure in in_order])
+        .assign_coords(exposure=("exposure", [exposure.name for exposure in in_order], {"long_name": "exposure"}))
         .set_coords(facts)
         .assign_attrs(unit=units.pop() if len(units) == 1 else "")
     )

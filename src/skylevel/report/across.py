@@ -45,6 +45,7 @@ class GroupView(NamedTuple):
     """What a group knows together: of each variable a plot, or its values as text."""
 
     name: str
+    identity: str
     members: list[str]
     plots: list[Plot | Plane]
     values: list[tuple[str, str]]
@@ -57,7 +58,8 @@ def title_of(kind: tuple[str, str]) -> str:
 
 def stripes_by_kind(entries: Sequence[Entry]) -> list[Stripes]:
     """Return the stripes before and after by detector and filter, a drawing for each unit."""
-    known = [entry for entry in entries if all(value > 0 for value in entry.stripes)]
+    # None at all after is as good as it gets, though a logarithmic axis has no place for it but its end.
+    known = [entry for entry in entries if entry.stripes[0] > 0 and entry.stripes[1] >= 0]
     drawings = []
     for unit in sorted({entry.unit for entry in known}):
         some = [entry for entry in known if entry.unit == unit]
@@ -71,14 +73,19 @@ def _spread(kind: tuple[str, str], entries: Sequence[Entry], axis: Axis) -> Spre
     values = np.array([entry.stripes for entry in entries])
     medians = np.median(values, axis=0)
     low, high = np.percentile(values, (10, 90), axis=0)
-    at = np.round(axis.at(values), 1)
+    at = np.round(_on(axis, values), 1)
     dots = (at[:, 0].tolist(), at[:, 1].tolist()) if len(entries) <= _MOST_DOTS else ([], [])
-    x = [[round(float(v), 1) for v in axis.at(of)] for of in (medians, low, high)]
+    x = [np.round(_on(axis, of), 1).tolist() for of in (medians, low, high)]
     text = f"{medians[0]:.3g} before, {medians[1]:.3g} after ({len(entries)} exposures)"
     median, low, high = x
     return Spread(
         title_of(kind), text, median[0], median[1], (low[0], high[0]), (low[1], high[1]), dots[0], dots[1]
     )
+
+
+def _on(axis: Axis, values: Values) -> Values:
+    """Return where values stand on an axis, at its end where they are beyond."""
+    return np.clip(axis.at(values), 0.0, axis.length)
 
 
 def levels_over_time(store: ProgramStore, entries: Sequence[Entry]) -> Iterator[Plane | Plot]:
@@ -177,10 +184,14 @@ def group_views(store: ProgramStore, ledger: Ledger) -> Iterator[GroupView]:
         except StoreError:
             found = None
         if found is not None:
-            yield _group_view(f"{node} · {name}", [member.name for member in members], found[1])
+            plots, values = _group_variables(found[1])
+            instrument = members[0].facts.instrument if members[0].facts else ("", "")
+            named = [member.name for member in members]
+            yield GroupView(title_of(instrument), f"{node}, {name}", named, plots, values)
 
 
-def _group_view(name: str, members: list[str], result: xr.Dataset) -> GroupView:
+def _group_variables(result: xr.Dataset) -> tuple[list[Plot | Plane], list[tuple[str, str]]]:
+    """Return plots of a group's larger variables, and the values of the others as text, by their names."""
     plots: list[Plot | Plane] = []
     values: list[tuple[str, str]] = []
     for key, variable in result.data_vars.items():
@@ -190,7 +201,7 @@ def _group_view(name: str, members: list[str], result: xr.Dataset) -> GroupView:
         plots += drawn
         if not drawn:
             values.append((about, f"{_text(variable.values)} {unit}".strip()))
-    return GroupView(name, members, plots, values)
+    return plots, values
 
 
 def _variable_plots(about: str, unit: str, variable: xr.DataArray) -> Iterator[Plot | Plane]:

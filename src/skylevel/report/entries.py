@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from skylevel.level.frames import JUDGED
 from skylevel.program.ledger import Ledger
 from skylevel.program.plan import Exposure
 from skylevel.program.view import states_of
@@ -18,6 +19,7 @@ LABELS: Mapping[str, tuple[str, str | None]] = {
     "unlevelled": ("lines left as they were", None),
     "exclude_percentile": ("pixels a box may lack", "percent"),
     "row_level_std": ("scatter of the levels subtracted", ""),
+    **{name: (text, "" if power == 1 else None) for name, (text, power) in JUDGED.items()},
 }
 _STRIPES = re.compile(r"(stripe\w*)_before\Z")
 # Exposures of a kind that tell what is usual, and how many standard deviations are not.
