@@ -267,7 +267,8 @@ def stress_table(found: Measured) -> str:
     # White noise of a row and amplifier's mean, in the same unit.
     white = 1e3 * 0.02 / np.sqrt(SIZE / N_AMPLIFIERS)
     added = [n / white for n in nothing]
-    lines.append(["no stripes: added, over the white noise of a row", *(f"**{n:.3f}**" if n > ADDED_LIMIT else f"{n:.3f}" for n in added)])
+    texts = (f"**{n:.3f}**" if n > ADDED_LIMIT else f"{n:.3f}" for n in added)
+    lines.append(["no stripes: added, over the white noise of a row", *texts])
     return table((BEST, *found.stress), lines)
 
 
