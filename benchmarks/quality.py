@@ -44,6 +44,8 @@ UNCORRECTED, DEFAULT, BEST, PROGRAM = "uncorrected", "skylevel, default", "skyle
 BEST_LIMITS = {"flat": (1.6,), "sparse": (2.2,), "crowded": (2.8,), "extended": (2.8, 1.5), "nebula": (6.4,)}
 PROGRAM_LIMITS = {"flat": (1.5,), "sparse": (1.5,), "crowded": (1.8,), "extended": (2.1, 1.2)}
 HIGHEST_OF_GROUP = 3.5
+# What may be added to a frame without stripes, over the white noise of a row and amplifier.
+ADDED_LIMIT = 0.1
 # On the page: exposures, groups and exposures under stress, none of which was ever looked at while tuning.
 SEEDS, GROUPS, STRESS_SEEDS = (3001, 3002, 3003), (3011, 3021), (3031,)
 PICTURED = ("extended", 3001)
@@ -264,7 +266,9 @@ def stress_table(found: Measured) -> str:
     nothing = [np.mean([one.amp for one in found.stress[k]["no stripes"]]) for k in found.stress]
     # White noise of a row and amplifier's mean, in the same unit.
     white = 1e3 * 0.02 / np.sqrt(SIZE / N_AMPLIFIERS)
-    lines.append(["no stripes: added, over the white noise of a row", *(f"{n / white:.3f}" for n in nothing)])
+    added = [n / white for n in nothing]
+    texts = (f"**{n:.3f}**" if n > ADDED_LIMIT else f"{n:.3f}" for n in added)
+    lines.append(["no stripes: added, over the white noise of a row", *texts])
     return table((BEST, *found.stress), lines)
 
 
