@@ -221,7 +221,7 @@ def shown(scores: Sequence[Score], limits: Sequence[float] = (), highest: float 
     """Mean and range of amp, mean bias and mean size of bias; a limit that is missed in bold."""
     amp, bias, *_ = np.array(scores).T
     missed = limits and (amp.mean() > limits[0] or amp.max() > highest)
-    mean = f"**{amp.mean():.1f}**" if missed else f"{amp.mean():.1f}"
+    mean = f"**{amp.mean():.2f}**" if missed else f"{amp.mean():.2f}"
     size = np.abs(bias).mean()
     sized = f"**{size:.1f}**" if len(limits) > 1 and size > limits[1] else f"{size:.1f}"
     return f"{mean} ({amp.min():.1f}-{amp.max():.1f}); {bias.mean():+.1f}, {sized}"

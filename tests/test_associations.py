@@ -82,6 +82,13 @@ class TestWrittenAgain:
         assert members_of(program / "jw1_rowbgsub_asn.json") == [("e00_rowbgsub.fits", "science")]
 
 
+    def test_named_in_a_list(self, program, tmp_path):
+        associate(program / "jw1_asn.json", ("e00.fits", "science"))
+        (program / "list.txt").write_text("jw1_asn.json\ne01.fits\n")
+        assert run(f"@{program / 'list.txt'}", output=tmp_path / "out") == 0
+        assert members_of(tmp_path / "out" / "jw1_rowbgsub_asn.json") == [("e00_rowbgsub.fits", "science")]
+
+
 class TestNotWritten:
     def test_without_a_levelled_exposure(self, program, tmp_path, capsys):
         given = associate(program / "jw1_asn.json", ("cut.fits", "science"), ("sky.fits", "background"))

@@ -280,6 +280,8 @@ class TestTwoRuns:
         output = tmp_path / "out"
         first = start("run", program, "--output", output, "--workers", 2, env=slow)
         wait_until(lambda: list(output.glob("*.fits")), what="an output")
+        # It stands still meanwhile, and keeps what it has.
+        first.send_signal(signal.SIGSTOP)
         for command in (
             ("run", program, "--output", output),
             ("run", program, "--output", output, "--partition", "1/2"),
@@ -290,6 +292,7 @@ class TestTwoRuns:
             (line,) = said(other)
             assert f"in use by another run (process {first.pid} on " in line
         assert "done" in skylevel("status", output).stdout
+        first.send_signal(signal.SIGCONT)
         assert finish(first).returncode == 0
         assert pixels_of(output) == pixels_of(done)
 

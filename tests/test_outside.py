@@ -260,7 +260,7 @@ class TestPast:
         status, said = run_here(capfd, *run)
         assert status == 0
         assert said.count("no detector's rows") == 1
-        assert "1 exposure resampled" in said
+        assert "1 exposure, m_i2d for one: the rows of a resampled image" in said
         with fits.open(tmp_path / "out" / "m_i2d_rowbgsub.fits") as written:
             levelled = written["SCI"].data
             assert "no detector's rows" in str(written[0].header["HISTORY"])

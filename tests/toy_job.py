@@ -54,6 +54,9 @@ class MedianJob:
     def describe(self, frame: xr.Dataset) -> str:
         return "an exposure"
 
+    def caution(self, facts: Facts) -> str:
+        return ""
+
     def estimate(self, frame: xr.Dataset, recipe: Median, detection: xr.Dataset | None) -> xr.Dataset:
         # Of whole rows, so that a row's median needs no other tile; an array, so that it can be combined.
         pixels = frame["sci"].data

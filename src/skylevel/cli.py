@@ -382,7 +382,7 @@ def _print_plan(plan: "list[Exposure]", output: str, *, verify: bool) -> int:
     """Print what there is to do, of which kinds, and what it needs."""
     from skylevel.io.store import ProgramStore
     from skylevel.io.urls import is_remote
-    from skylevel.program.forecast import forecast, free_disk, gigabytes, remark_on_mosaics, require_disk, summarize
+    from skylevel.program.forecast import cautions, forecast, free_disk, gigabytes, require_disk, summarize
     from skylevel.program.ledger import Steps
     from skylevel.program.places import work_left
     from skylevel.program.plan import store_url
@@ -415,9 +415,8 @@ def _print_plan(plan: "list[Exposure]", output: str, *, verify: bool) -> int:
             ("memory", f"up to {gigabytes(memory)} for a worker"),
         ]
     )
-    for line in [remark_on_mosaics(left), *(f"would fail: {fails[name]}" for name in sorted(fails))]:
-        if line:
-            errors.print(shown(line), markup=False)
+    for line in [*cautions(left), *(f"would fail: {fails[name]}" for name in sorted(fails))]:
+        errors.print(shown(line), markup=False)
     return 0
 
 

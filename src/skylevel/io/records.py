@@ -54,7 +54,8 @@ def _is_record(record: Any) -> bool:
         return False
     small = record["small"].values()
     return all(isinstance(one, list) for one in record["checksums"].values()) and all(
-        isinstance(kept, list) and len(kept) in (3, 4) and isinstance(kept[0], list) for kept in small
+        isinstance(kept, list) and len(kept) == 4 and isinstance(kept[0], list) and isinstance(kept[3], dict)
+        for kept in small
     )
 
 
@@ -69,10 +70,10 @@ def is_small(variable: xr.DataArray) -> bool:
 
 
 def small_variable(
-    dims: Sequence[str], values: Any, dtype: str, attrs: Mapping[str, Any] | None = None
+    dims: Sequence[str], values: Any, dtype: str, attrs: Mapping[str, Any]
 ) -> tuple[tuple[str, ...], np.ndarray, dict[str, Any]]:
     """Return a variable's dimensions, values and attributes, from what `small_values` gave of it."""
-    return tuple(dims), np.asarray(values, np.dtype(dtype)), dict(attrs or {})
+    return tuple(dims), np.asarray(values, np.dtype(dtype)), dict(attrs)
 
 
 def stacked_small(records: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Any, ...]]:

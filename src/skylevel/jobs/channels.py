@@ -105,6 +105,10 @@ class ChannelsJob:
         pattern = "/".join(frame.attrs["color_filter_array"])
         return f"{frame.sizes['y']} x {frame.sizes['x']} pixels, colour filters {pattern}"
 
+    def caution(self, facts: Facts) -> str:  # noqa: ARG002
+        """Return nothing."""
+        return ""
+
     def estimate(self, frame: xr.Dataset, recipe: Channels, detection: xr.Dataset | None) -> xr.Dataset:  # noqa: ARG002
         """Measure the channels' backgrounds; there is no mask to take over."""
         return estimate_channels(frame, recipe)

@@ -147,6 +147,9 @@ class Job(Protocol):
     def describe(self, frame: xr.Dataset) -> str:
         """Return one line on a frame."""
 
+    def caution(self, facts: Facts) -> str:
+        """Return what speaks against levelling such frames, without a subject; empty where nothing does."""
+
     def estimate(self, frame: xr.Dataset, recipe: Any, detection: xr.Dataset | None) -> xr.Dataset:
         """Return what is measured of a frame; `detection` is an earlier estimate whose source mask still holds.
 

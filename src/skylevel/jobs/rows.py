@@ -11,6 +11,7 @@ from astropy.time import Time
 
 from skylevel.io import jwst
 from skylevel.io.fits import Image, RowBlocks
+from skylevel.io.names import number_of
 from skylevel.jobs.job import Facts, Measured, Product, Writing, write_levelled
 from skylevel.jobs.meshes import percentiles, relaxed, write_background
 from skylevel.level.arrays import is_lazy, row_blocks
@@ -79,6 +80,11 @@ class RowsJob:
         size = jwst.size_and_field(frame).split(": ", 1)[-1]
         return "; ".join([size, *_warnings(frame.attrs)])
 
+    def caution(self, facts: Facts) -> str:
+        """A mosaic has been resampled."""
+        resampled = facts.attributes.get("resampled")
+        return f"{ROWS_OF_A_MOSAIC}; better level the exposures that went into it" if resampled else ""
+
     def estimate(self, frame: xr.Dataset, recipe: Rows, detection: xr.Dataset | None) -> xr.Dataset:
         """Measure mask and levels."""
         return estimate_rows(frame, recipe, detection=detection)
@@ -136,7 +142,7 @@ class RowsJob:
         said += [f"left stripes of single amplifiers in {left}"] if left else []
         if not said:
             return ""
-        said_of = f"of {len(metrics)} exposures the rows' medians"
+        said_of = f"of {number_of(len(metrics), 'exposure')} the rows' medians"
         return f"{said_of} {' and '.join(said)}: --preset best, or program, does not"
 
     def group(self, recipe: Rows, facts: Facts) -> str | None:
@@ -169,12 +175,7 @@ _GRADIENT_BOXES = 4
 
 def _warnings(header: Mapping[str, Any]) -> list[str]:
     """Return what speaks against levelling the rows of an exposure."""
-    found = []
-    if header.get("resampled"):
-        found.append("WARNING: put together from other exposures, so that its rows are no detector's rows")
-    if tool := header.get("levelled_by"):
-        found.append(f"levelled before by {tool}")
-    return found
+    return [f"levelled before by {tool}"] if (tool := header.get("levelled_by")) else []
 
 
 def _judgement(estimate: xr.Dataset, what: str) -> list[str]:

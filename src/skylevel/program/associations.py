@@ -10,6 +10,7 @@ from typing import Any
 
 from skylevel.io.remote import local_output
 from skylevel.io.store import ProgramStore
+from skylevel.program.inputs import named_associations, read_association
 from skylevel.program.plan import Exposure, store_url
 
 log = logging.getLogger("skylevel")
@@ -35,14 +36,13 @@ def write_associations(inputs: Iterable[str], plan: Sequence[Exposure], output: 
     Notes
     -----
     All else stays: products, kinds of exposures, further members (with their absolute paths). Files of the layout
-    ``primary`` are no members: the pipeline does not open them. An association named in a list is not written.
+    ``primary`` are no members: the pipeline does not open them.
     """
     # Those of the plan's other shares too.
     without = {*failed, *ProgramStore(store_url(output)).failures()}
     written = [exposure for exposure in plan if exposure.layout == "full" and exposure.name not in without]
     levelled = {exposure.source: Path(exposure.outputs["levelled"]).name for exposure in written}
-    given = {Path(path.removeprefix("file://")) for path in inputs if path.endswith(_ENDING)}
-    for path in sorted(path for path in given if path.is_file()):
+    for path in sorted(named_associations(inputs)):
         url = f"{output.rstrip('/')}/{path.name.removesuffix(_ENDING)}_rowbgsub{_ENDING}"
         try:
             _write(path, url, levelled)
@@ -52,7 +52,7 @@ def write_associations(inputs: Iterable[str], plan: Sequence[Exposure], output: 
 
 
 def _write(path: Path, url: str, levelled: Mapping[str, str]) -> None:
-    association = json.loads(path.read_text(encoding="utf-8"))
+    association = read_association(path)
     members = _Members(path.parent, levelled)
     products = [{**product, "members": members.of(product)} for product in association["products"]]
     kept = [product for product in products if any(map(_is_science, product["members"]))]

@@ -24,6 +24,7 @@ from distributed.comm import get_address_host_port
 from distributed.utils import LoopRunner
 
 from skylevel.errors import ClusterError, SchedulerLostError
+from skylevel.io.names import number_of
 from skylevel.program.fan_out import GONE
 from skylevel.program.tasks import require_version
 from skylevel.version import __version__
@@ -158,7 +159,7 @@ def _local(workers: int | None, n_exposures: int) -> Iterator[Client]:
         _local_cluster(n_workers, loop) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
-        log.info("%d workers on this machine%s", n_workers, _dashboard(client))
+        log.info("%s on this machine%s", number_of(n_workers, "worker"), _dashboard(client))
         yield client
 
 

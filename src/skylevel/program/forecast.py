@@ -1,7 +1,7 @@
 """What a plan will need before anything runs: memory of a worker, and room for the outputs."""
 
 import shutil
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +9,6 @@ from pathlib import Path
 from skylevel.errors import PlanError
 from skylevel.io.names import number_of
 from skylevel.io.urls import is_remote
-from skylevel.jobs.rows import ROWS_OF_A_MOSAIC
 from skylevel.program.plan import Exposure
 
 # Resident memory of a worker that has imported everything, and of its strips; a job's bytes for each pixel come on top.
@@ -92,15 +91,13 @@ def too_large(needs: Mapping[str, Need], worker_memory: int) -> list[str]:
     return [name for name, need in needs.items() if worker_memory and need.memory > worker_memory]
 
 
-def remark_on_mosaics(exposures: Sequence[Exposure]) -> str:
-    """Return one line on exposures that were put together from others; empty where there is none."""
-    mosaics = [exposure for exposure in exposures if exposure.facts and exposure.facts.attributes.get("resampled")]
-    if not mosaics:
-        return ""
-    return (
-        f"{number_of(len(mosaics), 'exposure')} resampled from others (_i2d), {mosaics[0].name} for one: "
-        f"{ROWS_OF_A_MOSAIC}; better level the exposures that went into it"
-    )
+def cautions(exposures: Sequence[Exposure]) -> list[str]:
+    """Return a line on each thing that speaks against levelling some of the exposures."""
+    told: dict[str, list[str]] = defaultdict(list)
+    for exposure in exposures:
+        if exposure.facts and (caution := exposure.job.caution(exposure.facts)):
+            told[caution].append(exposure.name)
+    return [f"{number_of(len(names), 'exposure')}, {names[0]} for one: {text}" for text, names in told.items()]
 
 
 def free_disk(output: str) -> int:

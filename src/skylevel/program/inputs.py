@@ -76,6 +76,24 @@ def expand_inputs(inputs: Iterable[str], *, recursive: bool = False) -> Iterator
             yield from _local(given, recursive=recursive)
 
 
+def named_associations(inputs: Iterable[str]) -> set[Path]:
+    """Return the associations among the inputs, and among those that a list names."""
+    each = [one for given in inputs for one in (_listed(Path(given[1:])) if given.startswith("@") else [given])]
+    found = {Path(given.removeprefix("file://")) for given in each if given.endswith("_asn.json")}
+    return {path for path in found if stat.S_ISREG(_mode(path))}
+
+
+def read_association(path: Path) -> Any:
+    """Read an association as it stands.
+
+    Raises
+    ------
+    OSError, ValueError, RecursionError
+        It cannot be read.
+    """
+    return json.loads(_read_text(path))
+
+
 def _local(given: str, *, recursive: bool) -> Iterator[Input]:
     mode = _mode(given)
     if stat.S_ISDIR(mode):
@@ -179,7 +197,7 @@ def _listed(path: Path) -> list[str]:
 def _associated(path: Path) -> list[Input]:
     """Science members of a JWST association, beside which they lie."""
     try:
-        products = json.loads(_read_text(path))["products"]
+        products = read_association(path)["products"]
         members = [member for product in products for member in product["members"]]
         names = [_member(member) for member in members if member.get("exptype", "science") == "science"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -27,7 +27,7 @@ from skylevel.program.associations import write_associations
 from skylevel.program.cluster import check_workers, connect, worker_memory
 from skylevel.program.combine import combine_group
 from skylevel.program.fan_out import fan_out, require_scheduler, result_of
-from skylevel.program.forecast import Need, forecast, impossible, remark_on_mosaics, require_disk, too_large
+from skylevel.program.forecast import Need, cautions, forecast, impossible, require_disk, too_large
 from skylevel.program.ledger import Group, Ledger, Steps
 from skylevel.program.notebook_bar import notebook_bar
 from skylevel.program.places import settle, work_left
@@ -305,8 +305,8 @@ def _begun(
         refused = require_disk(needs, output)
         skipped = [name for name, some in steps.items() if not some]
         session = _Session(store, lock, settle(plan, store), steps, needs, ProgramResult(output, skipped=skipped))
-        if remark := remark_on_mosaics(left):
-            log.warning("%s", remark)
+        for caution in cautions(left):
+            log.warning("%s", caution)
         _refuse(session, refused)
         yield session
 
