@@ -123,7 +123,7 @@ def measure_night(night: Night) -> dict[str, list[Score]]:
     together = combine_night(members, recipe)
     seconds = (time.process_time() - start) / len(kept)
     for k, (frame, estimate) in enumerate(kept):
-        known = {"best": estimate, "program": with_night(estimate, together.isel(exposure=k))}
+        known = {"best": estimate, "program": with_night(estimate, together.isel(member=k))}
         for name, one in known.items():
             levelled = subtract_channels(dataset(frame), one, recipe).values
             scores[name].append(score(frame.raw - levelled, frame.truth, seconds))

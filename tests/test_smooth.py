@@ -218,7 +218,7 @@ def test_a_night_is_closer_to_its_skies_than_each_frame():
     alone, together = [], []
     for k, frame in enumerate(frames):
         estimate = members.isel(exposure=k).drop_vars("exposure")
-        known = with_night(estimate, night.isel(exposure=k))
+        known = with_night(estimate, night.isel(member=k))
         alone.append(sky_error(subtract_channels(frame, estimate, NIGHT).values, frame, sky=1 + 0.02 * k))
         together.append(sky_error(subtract_channels(frame, known, NIGHT).values, frame, sky=1 + 0.02 * k))
     assert np.mean(together) < 0.8 * np.mean(alone)
@@ -227,16 +227,16 @@ def test_a_night_is_closer_to_its_skies_than_each_frame():
 def test_what_a_night_knows_has_names_and_units():
     night = combine_night(night_of()[1], NIGHT)
     assert {name: v.dims for name, v in night.items()} == {
-        "background_coefficients": ("exposure", "channel", "order_y", "order_x"),
+        "background_coefficients": ("member", "channel", "order_y", "order_x"),
         "shared_coefficients": ("channel", "order_y", "order_x"),
         "vignetting": ("channel", "order_y", "order_x"),
-        "sky_slope": ("exposure", "channel", "axis"),
-        "shift": ("exposure", "axis"),
-        "rejected_share": ("exposure",),
-        "agrees": ("exposure",),
+        "sky_slope": ("member", "channel", "axis"),
+        "shift": ("member", "axis"),
+        "rejected_share": ("member",),
+        "agrees": ("member",),
     }
     assert all("long_name" in v.attrs for v in night.values())
-    assert night["exposure"].values.tolist() == ["e0", "e1", "e2", "e3"]
+    assert night["member"].values.tolist() == ["e0", "e1", "e2", "e3"]
     # Of the light 0.57 comes to the corners, the sky's own curvature included.
     assert (vignetting_in_corners(night) < 0.8).all()
 
@@ -330,7 +330,7 @@ def test_a_night_of_raws(tmp_path: Path) -> None:
     run = (*run, "--set", "norms.R=1", "--set", "norms.B=1")
     assert skylevel_here(*run) == 0
     group = group_of(out, "r2")
-    assert group["exposure"].values.tolist() == ["r0", "r1", "r2", "r3"]
+    assert group["member"].values.tolist() == ["r0", "r1", "r2", "r3"]
     assert bool(group["agrees"].all())
     assert group["shift"].attrs["units"] == "pixel"
     for k in range(4):
@@ -374,7 +374,7 @@ def test_a_night_of_fits_divided_by_its_vignetting(tmp_path: Path) -> None:
 def test_mosaics_without_a_time_are_one_night(tmp_path: Path) -> None:
     mosaics, out = write_fits_night(tmp_path / "in", 2), tmp_path / "out"
     assert skylevel_here("run", mosaics, "--output", out, "--partition", "1/1", "--preset", "program") == 0
-    assert group_of(out, "f0").sizes["exposure"] == 2
+    assert group_of(out, "f0").sizes["member"] == 2
 
 
 @pytest.mark.slow

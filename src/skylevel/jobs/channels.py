@@ -188,7 +188,7 @@ class ChannelsJob:
         agrees, lens = night["agrees"].values, float(vignetting_in_corners(night).min())
         if not agrees.any():
             return night.assign_attrs(finding=": none agrees with another, each is levelled by itself")
-        alone = ", ".join(map(str, night["exposure"].values[~agrees]))
+        alone = ", ".join(map(str, night["member"].values[~agrees]))
         left = f"; left to itself: {alone}" if alone else ""
         finding = f": {agrees.sum()} share a vignetting of {100 * (1 - lens):.0f} % in the corners{left}"
         return night.assign_attrs(finding=finding)

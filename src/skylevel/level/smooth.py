@@ -103,7 +103,7 @@ def combine_night(members: xr.Dataset, recipe: Channels) -> xr.Dataset:
     Returns
     -------
     Dataset
-        ``vignetting`` and ``shared_coefficients`` (channel, order_y, order_x); by `exposure`: its own
+        ``vignetting`` and ``shared_coefficients`` (channel, order_y, order_x); by `member`: its own
         ``background_coefficients``, ``sky_slope`` (channel, axis), ``shift`` (axis), ``rejected_share``, ``agrees``.
     """
     grid = _grid_of(members["sky_level"])
@@ -142,28 +142,28 @@ def unevenness(estimate: xr.Dataset) -> tuple[NDArray[np.float64], NDArray[np.fl
 
 
 def _night_dataset(night: Night, members: xr.Dataset, units: str) -> xr.Dataset:
-    by_channel, axes = ("channel", *_ORDERS), ("exposure", "axis")
+    by_channel, axes = ("channel", *_ORDERS), ("member", "axis")
     missing = np.full_like(night.vignetting, np.nan)
     shared = missing if night.shared is None else night.shared.coefficients
     adu = {"units": units}
     variables = {
         COEFFICIENTS: (
-            ("exposure", *by_channel), night.coefficients, adu | {"long_name": "each frame's background above black"}
+            ("member", *by_channel), night.coefficients, adu | {"long_name": "each frame's background above black"}
         ),
         "shared_coefficients": (by_channel, shared, adu | {"long_name": "mean background of the frames that agree"}),
         "vignetting": (
             by_channel, night.vignetting, {"units": "1", "long_name": "light that the lens lets through, coefficients"}
         ),
         "sky_slope": (
-            ("exposure", "channel", "axis"), night.gradient,
+            ("member", "channel", "axis"), night.gradient,
             {"units": "1", "long_name": "change of the sky from centre to edge before the lens, as a share of it"},
         ),
         "shift": (axes, night.shift, {"units": "pixel", "long_name": "of large objects against their mean place"}),
-        "rejected_share": ("exposure", night.rejected_share, {"units": "1", "long_name": "boxes that disagree"}),
-        "agrees": ("exposure", night.agrees, {"long_name": "whether a frame was solved with the others"}),
+        "rejected_share": ("member", night.rejected_share, {"units": "1", "long_name": "boxes that disagree"}),
+        "agrees": ("member", night.agrees, {"long_name": "whether a frame was solved with the others"}),
     }  # fmt: skip
     names: dict[Hashable, Any] = {
-        "exposure": [str(name) for name in members["exposure"].values],
+        "member": [str(name) for name in members["exposure"].values],
         "channel": [str(name) for name in members["channel"].values],
         "axis": ["y", "x"],
     }
