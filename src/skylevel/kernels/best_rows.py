@@ -63,6 +63,9 @@ _GROWTH = (2, 1, 1)
 _LEAST_SKY = 25.0
 # Noise is never taken for less than this part of the level, or this: a frame may hold one value only.
 _LEAST_NOISE, _NO_NOISE = 1e-6, 1e-12
+# Pixels nearer to a row's level than this tell it; rows as far from the others as this are first taken off whole: in
+# a pixel's noise.
+_NEAR, _FAR = 5.0, 2.5
 # Rows and columns between the pixels that decide an exposure's level and noise.
 _SAMPLE_ROWS, _SAMPLE_COLUMNS = 8, 3
 # Where a large source is brighter than this (in a pixel's noise), cells are trusted less: its splines do not follow it.
@@ -256,8 +259,14 @@ def _measure(data: Float32, good: Bool, sky_level: float, method: _Method) -> St
     grid, noise, misfit_limit = method.grid, method.white_noise, method.settings.misfit_limit
     smooth = cells_of_blocks(block_level(data, good, side=_WIDE), (grid.rows, grid.cells))
     rest = subtract_cells(data, smooth, sloping=True)
-    streams = _first_streams(rest, good, noise, grid)
-    rest = subtract_cells(rest, streams, sloping=False)
+    far = _far_rows(rest, good, noise, grid)
+    if far.any():
+        # Such rows leave their mark in the smooth level too, where it would be taken for light.
+        slow = np.median(smooth, axis=1, keepdims=True) - np.float32(sky_level)
+        smooth, far = smooth - slow, far + slow
+        rest = subtract_cells(data, smooth + far, sloping=True)
+    streams = _median_cells(cell_means(rest, good, clip=_NEAR * noise)[0], grid)
+    rest, streams = subtract_cells(rest, streams, sloping=False), far + streams
     cells = _measure_cells(rest, good, smooth, streams, method)
     first = _solve(cells, streams, np.maximum(smooth - sky_level, 0), method, _FIRST_EFFORT)
     if first.misfit > misfit_limit:
@@ -269,9 +278,15 @@ def _measure(data: Float32, good: Bool, sky_level: float, method: _Method) -> St
     return _summary(cells, last, good, method, believed=last.misfit <= misfit_limit)
 
 
-def _first_streams(rest: Float32, good: Bool, noise: float, grid: Grid) -> Float32:
-    """Median of each row and amplifier (y, cell) of a residual."""
-    mean, _ = cell_means(rest, good, clip=5 * noise)
+def _far_rows(rest: Float32, good: Bool, noise: float, grid: Grid) -> Float32:
+    """Return the level (y, cell) of rows that are far from the others, and would be clipped whole; 0 elsewhere."""
+    level = _median_cells(cell_means(rest, good, clip=np.inf)[0], grid)
+    level[np.abs(level) < _FAR * noise] = 0
+    return level
+
+
+def _median_cells(mean: Float32, grid: Grid) -> Float32:
+    """Return the median of each row's and amplifier's cells, at each of them."""
     return _of_amplifiers(np.median(mean.reshape(grid.rows, grid.amplifiers.count, -1), axis=2), grid)
 
 

@@ -16,22 +16,26 @@ R = TypeVar("R")
 Level = Callable[..., xr.Dataset]
 
 
-def levels_images(level: Level) -> Callable[..., Any]:
-    """Let a function that levels the `sci` of a frame take arrays and NDData too."""
+def levels_images(subtract: Callable[..., xr.DataArray]) -> Callable[[Level], Callable[..., Any]]:
+    """Let a function that levels the `sci` of a frame take arrays and NDData too.
 
-    @functools.wraps(level)
-    def any_image(frame: Any, recipe: Any = None) -> Any:
-        if isinstance(frame, xr.Dataset):
-            return level(frame, recipe)
-        image = _pixels(frame)
-        masked = np.where(_mask(frame), np.nan, image) if _mask(frame) is not None else image
-        levelled = level(_frame("sci", masked, frame, {}), recipe)
-        # Masked pixels were not measured, and lose their row's level as the others do.
-        levels = levelled["row_level"].fillna(0).astype(image.dtype)
-        taken = levels.broadcast_like(levelled["sci"]).transpose("y", "x").to_numpy()
-        return _like(frame, image - taken)
+    `subtract`, given a frame, what was measured of it and the recipe, returns its levelled image.
+    """
 
-    return any_image
+    def decorated(level: Level) -> Callable[..., Any]:
+        @functools.wraps(level)
+        def any_image(frame: Any, recipe: Any = None) -> Any:
+            if isinstance(frame, xr.Dataset):
+                return level(frame, recipe)
+            image = _pixels(frame)
+            masked = np.where(_mask(frame), np.nan, image) if _mask(frame) is not None else image
+            measured = level(_frame("sci", masked, frame, {}), recipe)
+            # Masked pixels were not measured, and lose their row's level as the others do.
+            return _like(frame, subtract(_frame("sci", image, frame, {}), measured, recipe).to_numpy())
+
+        return any_image
+
+    return decorated
 
 
 def levels_mosaics(level: Level) -> Callable[..., Any]:

@@ -30,7 +30,7 @@ _JUDGED_PAIRS, _JUDGED_STEP = 32, 64
 _MASK_ABOUT = {"long_name": "pixels of sources"}
 
 
-@levels_images
+@levels_images(lambda frame, measured, recipe: subtract_rows(frame, measured, recipe))
 def level_rows(frame: xr.Dataset, recipe: Rows | None = None) -> xr.Dataset:
     """Subtract from each detector row its level: the median of its source-free pixels, or the stripes alone.
 
