@@ -2,6 +2,7 @@
 
 import json
 import logging
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -15,6 +16,10 @@ from distributed import Client, LocalCluster
 
 import scenes
 from programs import end_session, start_skylevel
+
+# A shell makes what it starts in the background deaf to Ctrl-C, and so would be what the tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 hypothesis.settings.register_profile("skylevel", deadline=None, derandomize=True, max_examples=20, database=None)
 hypothesis.settings.load_profile("skylevel")

@@ -137,7 +137,8 @@ class TestOpen:
         expected = {
             "kind": "jwst", "path": str(path), "unit": "MJy/sr", "instrument": "NIRCAM", "detector": "NRCB1",
             "channel": "SHORT", "module": "B", "filter": "F200W", "pupil": "CLEAR", "exp_type": "NRC_IMAGE",
-            "subarray": "FULL", "fast_axis": 1, "n_outputs": 4, "gain_reference": "crds://jwst_nircam_gain_0090.fits",
+            "subarray": "FULL", "fast_axis": 1, "slow_axis": -2, "n_outputs": 4,
+            "gain_reference": "crds://jwst_nircam_gain_0090.fits",
             "program": "04250", "date_obs": "2023-01-02T03:04:05.678", "exposure_time": 311.366, "photmjsr": 2.056,
             "pixel_area_sr": 2.23e-14, "pixel_area_arcsec2": 0.00095, "sci_extension": 1,
         }  # fmt: skip

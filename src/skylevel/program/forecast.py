@@ -131,7 +131,7 @@ def impossible(
     Raises
     ------
     PlanError
-        Nothing else is left.
+        Nothing else is left, and no other share may have more.
     """
     large = set(too_large(needs, available))
     reasons = {}
@@ -143,7 +143,7 @@ def impossible(
                 if in_blocks
                 else f"{needed}, this process has {gigabytes(available)}: give it more, or run without {why}"
             )
-    if reasons and len(reasons) == len(exposures):
+    if in_blocks and reasons and len(reasons) == len(exposures):
         raise PlanError(next(iter(reasons.values())))
     return reasons
 
