@@ -7,8 +7,10 @@ BIN = $(VENV)/bin
 SUPPORTED = $(shell sed -n 's/.*Python :: \(3\.[0-9]*\)".*/\1/p' pyproject.toml)
 AVAILABLE = $(foreach version,$(SUPPORTED),$(if $(shell .ci/python $(version)),$(version)))
 OWN = $(shell $(BIN)/python -c 'import sys; print("{}.{}".format(*sys.version_info))')
-# Modules and classes stay whole, for what their tests share is slow to make.
-QUICK = -m "not slow" -p no:benchmark --numprocesses 2 --dist loadscope
+# Two at a time; modules and classes stay whole, for what their tests share is slow to make.
+PAIRED = --numprocesses 2 --dist loadscope -p no:benchmark
+# On other versions, without what depends on the system alone.
+ELSEWHERE = -m "not slow and not once" $(PAIRED)
 
 .PHONY: demo test test-pythons test-lowest test-jwst lint docs pictures notebooks dist fuzz chaos soak bench clean
 
@@ -16,7 +18,8 @@ demo: $(VENV)/.ready
 	$(BIN)/skylevel demo
 
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not slow" $(PAIRED)
+	$(BIN)/python -m pytest -m slow
 
 # Every other Python that runs here.
 test-pythons: $(VENV)/.ready
@@ -27,14 +30,14 @@ test-python-%: $(VENV)/.ready
 	python=$$(.ci/python $*) && $(BIN)/uv venv --quiet --clear --python "$$python" $(VENV)-$*
 	$(BIN)/uv pip install --quiet --python $(VENV)-$* --constraint constraints.txt --editable '.[dev]'
 	$(VENV)-$*/bin/mypy --python-version $*
-	$(VENV)-$*/bin/python -m pytest $(QUICK)
+	$(VENV)-$*/bin/python -m pytest $(ELSEWHERE)
 
 # The lowest version of every dependency, on the lowest Python.
 test-lowest: $(VENV)/.ready
 	python=$$(.ci/python $(firstword $(AVAILABLE))) && $(BIN)/uv venv --quiet --clear --python "$$python" $(VENV)-lowest
 	$(BIN)/uv pip install --quiet --python $(VENV)-lowest --resolution lowest-direct --editable '.[dev]'
 	$(VENV)-lowest/bin/python .ci/floors.py
-	$(VENV)-lowest/bin/python -m pytest $(QUICK)
+	$(VENV)-lowest/bin/python -m pytest $(ELSEWHERE)
 
 # The JWST pipeline, which CI leaves out.
 test-jwst: $(VENV)/.ready

@@ -21,7 +21,9 @@ from selenium.webdriver.common.keys import Keys  # noqa: E402
 from selenium.webdriver.support.ui import Select, WebDriverWait  # noqa: E402
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="no chromium and chromedriver here")
+pytestmark = [
+    pytest.mark.once, pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="no chromium and chromedriver here")
+]  # fmt: skip
 
 DESKTOP, PHONE = (1280, 900), (390, 844)
 _FLAGS = (

@@ -20,6 +20,8 @@ import yaml
 
 from programs import SKYLEVEL, pixels_of, skylevel, write_exposures
 
+pytestmark = pytest.mark.once
+
 ROOT = Path(__file__).resolve().parents[1]
 DEPLOY = ROOT / "deploy"
 BIN = SKYLEVEL.parent

@@ -13,6 +13,8 @@ from generated import command_pages, presets, settings
 from no_requests import requests
 from skylevel.recipes import RECIPES
 
+pytestmark = pytest.mark.once
+
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 LARGEST_PICTURE_BYTES = 150_000

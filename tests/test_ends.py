@@ -29,6 +29,8 @@ from programs import (
 )
 from skylevel.memory import process_memory
 
+pytestmark = pytest.mark.once
+
 STOPPED = "skylevel: stopped. What is done is stored; run the same command again to do the rest."
 COUNT = 12
 STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}

@@ -23,6 +23,8 @@ from corpus import cal, colour, compressed, dng, put_through
 from skylevel.errors import SkylevelError
 from skylevel.io.frame import open_frame, peek_frame
 
+pytestmark = pytest.mark.once
+
 SECONDS = float(os.environ.get("SKYLEVEL_FUZZ_SECONDS", "4"))
 IS_LONG = "SKYLEVEL_FUZZ_SECONDS" in os.environ
 SEEDS = {"cal": cal(), "colour": colour(), "compressed": compressed(), "rice": compressed("RICE_1", "i2")}

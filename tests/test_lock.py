@@ -21,6 +21,8 @@ from skylevel.errors import StoreError
 from skylevel.io import lock
 from skylevel.io.lock import locked, reserved
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:

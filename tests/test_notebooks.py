@@ -8,6 +8,8 @@ import pytest
 
 from execute import LARGEST_BYTES, execute, settle
 
+pytestmark = pytest.mark.once
+
 FOLDER = Path(__file__).parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -5,6 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.once
+
 ROOT = Path(__file__).parent.parent
 LINES = (ROOT / "docs" / "promises.md").read_text(encoding="utf-8").splitlines()
 PROMISES = [line for line in LINES if line.startswith("| ") and not line.startswith("| promise ")]

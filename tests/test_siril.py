@@ -12,6 +12,8 @@ from astropy.io import fits
 
 from programs import skylevel_here, write_raw
 
+pytestmark = pytest.mark.once
+
 # Commands that every Siril from 1.0 on has; what a user's own script does with raws.
 SCRIPT = """requires 1.0.0
 setext fits

@@ -380,13 +380,14 @@ class _ChannelFit:
         residual = np.where(self._good, self._level - self._basis.surface(coefficients), 0.0)
         return np.stack([view.deviations(residual) for view in self._views])
 
-    def finished(self, weight: Float, degree: int) -> tuple[Float, Float, Float, float, Float]:
-        """Return a channel of a `SurfaceFit`."""
+    def finished(self, weight: Float, degree: int) -> SurfaceFit:
+        """Return a `SurfaceFit` of this channel, without its first dimension."""
         weight = np.where(self._good, weight, 0.0)
         coefficients = self._basis.fit(self._level, self._precision * weight, self._ridge)
         surface = self._basis.surface(coefficients)
         rms = np.sqrt(np.sum(weight * (self._level - surface) ** 2) / np.sum(weight))
-        return self._basis.table(coefficients, degree + 1), surface, weight, float(rms), self._held_out(weight)
+        table = self._basis.table(coefficients, degree + 1)
+        return SurfaceFit(table, surface, weight, np.asarray(rms), self._held_out(weight))
 
     def _held_out(self, weight: Float) -> Float:
         """Return the fields of `HeldOut` (3,)."""
