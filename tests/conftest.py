@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import dask
 import hypothesis
 import pytest
 import xarray as xr
@@ -16,6 +17,7 @@ from distributed import Client, LocalCluster
 
 import scenes
 from programs import end_session, start_skylevel
+from skylevel.program.cluster import LOCAL_SETTINGS, SCHEDULER_SETTINGS
 
 # A shell makes what it starts in the background deaf to Ctrl-C, and so would be what the tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -41,6 +43,7 @@ def make_raw_frame() -> Callable[..., xr.Dataset]:
 def client() -> Iterator[Client]:
     """Two real worker processes of one thread, shared by every test that kills none."""
     with (
+        dask.config.set(SCHEDULER_SETTINGS | LOCAL_SETTINGS),
         LocalCluster(
             n_workers=2,
             threads_per_worker=1,

@@ -8,6 +8,7 @@ import signal
 import socket
 import stat
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -42,6 +43,8 @@ SCHEDULER_SETTINGS = {
 # each thread does, 50 times whether a loop is late, 10 times at the memory. It does so less often there.
 LOCAL_SETTINGS = {
     "distributed.admin.tick.interval": "500 ms",
+    # Looking can freeze a worker in Python 3.11, in the middle of a garbage collection (dask/distributed#8616).
+    "distributed.worker.profile.enabled": sys.version_info >= (3, 12),
     "distributed.worker.profile.interval": "200 ms",
     "distributed.worker.profile.cycle": "5 s",
     "distributed.worker.memory.monitor-interval": "250 ms",
