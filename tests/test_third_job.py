@@ -12,7 +12,7 @@ import xarray as xr
 from astropy.io import fits
 
 import toy_job
-from programs import finish, measured_in, place_of, skylevel_here, write_exposures
+from programs import chunks_of, finish, measured_in, place_of, skylevel_here, write_exposures
 from skylevel.io.store import ProgramStore
 from skylevel.jobs import JOBS
 from skylevel.program.plan import make_plan, store_url
@@ -115,6 +115,18 @@ class TestCombined:
         measured = {name: place_of(out, name) for name in ("e0", "e1")}
         assert self.run(exposures) == 0
         assert {name: place_of(out, name) for name in measured} == measured
+        assert_combined(out, SKIES)
+
+    def test_a_damaged_member_is_measured_anew(self, exposures: Path) -> None:
+        last = (exposures / "e2.fits").rename(exposures.parent / "e2.fits")
+        assert self.run(exposures) == 0
+        out = exposures.parent / "out"
+        damaged = chunks_of(out, "e1")["row_median"]
+        content = bytearray(damaged.read_bytes())
+        content[len(content) // 2] ^= 1
+        damaged.write_bytes(content)
+        last.rename(exposures / "e2.fits")
+        assert self.run(exposures) == 0
         assert_combined(out, SKIES)
 
     def test_again_does_nothing(self, exposures: Path) -> None:

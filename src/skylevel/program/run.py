@@ -33,7 +33,16 @@ from skylevel.program.notebook_bar import notebook_bar
 from skylevel.program.places import settle, work_left
 from skylevel.program.plan import Exposure, RecipeChoice, make_plan, partition, read_plan, store_url, summarize
 from skylevel.program.sealed import open_sealed, seal
-from skylevel.program.tasks import Record, Where, export_blocks, in_blocks, level_exposure, measure, read_frame, stored
+from skylevel.program.tasks import (
+    Record,
+    Where,
+    export_blocks,
+    in_blocks,
+    is_damaged,
+    level_exposure,
+    measure,
+    read_frame,
+)
 from skylevel.program.view import describe_program
 from skylevel.version import __version__
 
@@ -361,13 +370,16 @@ def _advice(session: _Session) -> list[str]:
 def _execute_groups(session: _Session, workers: "_Workers", progress: Progress) -> None:
     """Combine the groups that have new members, and write the files of all members that are stale now."""
     ledger = Ledger(session.store, session.plan)
-    members, waiting = ledger.groups(), _incomplete(session, ledger)
+    waiting = _incomplete(session, ledger)
     stale = [group for group in ledger.stale_groups if group not in waiting]
     for group in stale:
-        key = str(ledger.group_key(group))
-        found = workers.combine(group, members[group], key, session.store.url)
-        log.info("%s: %s", "/".join(group), found)
+        try:
+            _combine(session, workers, group)
+        except StoreError:
+            _measure_damaged(session, workers, group)
+            _combine(session, workers, group)
     ledger = Ledger(session.store, session.plan)
+    members = ledger.groups()
     asked_for = {exposure.name for exposure in session.left()}
     exposures = [
         exposure
@@ -379,6 +391,31 @@ def _execute_groups(session: _Session, workers: "_Workers", progress: Progress) 
     keys = {exposure.name: str(ledger.group_key(exposure.group)) for exposure in exposures}
     with closing(workers.run(exposures, steps, keys)) as outcomes:
         _collect(session, outcomes, progress)
+
+
+def _combine(session: _Session, workers: "_Workers", group: Group) -> None:
+    ledger = Ledger(session.store, session.plan)
+    if members := ledger.groups().get(group):
+        found = workers.combine(group, members, str(ledger.group_key(group)), session.store.url)
+        log.info("%s: %s", "/".join(group), found)
+
+
+def _measure_damaged(session: _Session, workers: "_Workers", group: Group) -> None:
+    """Measure the members of a group anew whose stored chunks are damaged.
+
+    Raises
+    ------
+    StoreError
+        None is: something else keeps the group from being combined.
+    """
+    members = Ledger(session.store, session.plan).groups()[group]
+    damaged = [exposure for exposure in members if is_damaged(exposure, session.store)]
+    if not damaged:
+        raise StoreError(f"{session.store.name}: {'/'.join(group)} cannot be combined: what it holds is damaged")
+    steps = dict.fromkeys((exposure.name for exposure in damaged), Steps.DETECT | Steps.MEASURE)
+    log.warning("%s: of %s what is stored is damaged", "/".join(group), number_of(len(damaged), "exposure"))
+    with closing(workers.run(damaged, steps, {})) as outcomes:
+        _collect(session, outcomes, lambda *_: None)
 
 
 def _incomplete(session: _Session, ledger: Ledger) -> set[Group]:
@@ -472,7 +509,7 @@ class _Cluster:
         """Do an exposure with all workers: the same steps, on Dask arrays."""
         record = Record(exposure.name)
         try:
-            if Steps.MEASURE in steps or (Steps.REPAIR in steps and self._is_damaged(exposure)):
+            if Steps.MEASURE in steps or (Steps.REPAIR in steps and is_damaged(exposure, ProgramStore(self._url))):
                 check_workers(self._client)
                 frame = in_blocks(read_frame(Path(exposure.source), exposure), exposure)
                 n_blocks = len(frame.chunks["y"])
@@ -487,14 +524,6 @@ class _Cluster:
             require_scheduler(self._client)
             return error
         return record
-
-    def _is_damaged(self, exposure: Exposure) -> bool:
-        store = ProgramStore(self._url)
-        try:
-            store.load(stored(exposure, store)[0])
-        except StoreError:
-            return True
-        return False
 
     def _compute(self, delayed: list[Any]) -> Sequence[Any]:
         require_scheduler(self._client)

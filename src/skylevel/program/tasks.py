@@ -335,6 +335,15 @@ def stored(exposure: Exposure, store: ProgramStore, *, chunked: bool = False) ->
     return store.read_estimate(place, kept, chunked=chunked), kept or {}
 
 
+def is_damaged(exposure: Exposure, store: ProgramStore) -> bool:
+    """Return whether what the store holds of an exposure is not what was written."""
+    try:
+        store.load(stored(exposure, store)[0])
+    except StoreError:
+        return True
+    return False
+
+
 def _leveling(exposure: Exposure, frame: xr.Dataset, store: ProgramStore, steps: Steps) -> Leveling | None:
     """Return a frame with what is stored of it; None where that is damaged, and to be repaired."""
     try:
