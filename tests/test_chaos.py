@@ -34,7 +34,7 @@ N_ROWS, N_RAWS = 14, 4
 # Nothing that a killed command started may outlive it by more.
 ORPHANS_END_WITHIN = 15.0
 # What tells of the time and not of the exposures: files; and DATE, on which CHECKSUM hangs, but not DATASUM.
-DIFFERS = re.compile(r"skylevel\.log|.*/record/\d+")
+DIFFERS = re.compile(r"skylevel\.log|report\.html|.*/record/\d+")
 WRITTEN_WHEN = re.compile(rb"(DATE    |CHECKSUM)= '[^']*'")
 
 
