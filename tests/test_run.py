@@ -672,7 +672,6 @@ def test_a_program_on_s3(program: Program, tmp_path: Path, monkeypatch: pytest.M
     try:
         _run_on_s3(program, tmp_path)
     finally:
-        s3fs.S3FileSystem.clear_instance_cache()
         server.stop()
 
 

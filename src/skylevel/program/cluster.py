@@ -304,6 +304,7 @@ def _slurm(jobs: int) -> Iterator[Client]:
             yield client
         finally:
             _give_up_refused(cluster)
+            _remove_certificates(cluster)
 
 
 def _slurm_cluster() -> Any:
@@ -349,6 +350,13 @@ def _give_up_refused(cluster: Any) -> None:
     for job in cluster.workers.values():
         if not job.job_id:
             job.status = Status.failed
+
+
+def _remove_certificates(cluster: Any) -> None:
+    """Remove the files with the run's own key that its jobs have read: dask-jobqueue keeps them until Python ends."""
+    for name, held in vars(cluster).items():
+        if name.startswith("_job_") and hasattr(held, "close"):
+            held.close()
 
 
 def _await_first_job(cluster: Any, client: Client) -> None:
