@@ -106,7 +106,7 @@ def test_no_other_user_reaches_a_local_run(
     # What is for browsers has no such page, and nothing else answers one.
     assert answers == {404, 0}
     assert finish(process).returncode == 0
-    assert len(list((tmp_path / "out").glob("*.fits"))) == 16
+    assert len(list((tmp_path / "out").glob("*.fits"))) == 100
 
 
 def test_the_intruder_is_let_in_where_nothing_keeps_it_out(client: Client) -> None:
