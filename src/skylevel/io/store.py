@@ -340,7 +340,8 @@ class ProgramStore:
         """Return some stored arrays of an exposure, lazily, whatever its record says."""
         store = location(f"{self.url}/{place.node}")
         with without_remarks():
-            node = xr.open_zarr(store, consolidated=False, chunks={} if chunked else None)
+            # Of texts xarray may read the first one, which may be damaged and is another exposure's.
+            node = xr.open_zarr(store, consolidated=False, chunks={} if chunked else None, drop_variables=[RECORD])
         shared = [name for name in node.coords if "exposure" not in node[name].dims]
         told = [name for name in node.coords if "exposure" in node[name].dims]
         kept = node[[*names, *shared]].isel(exposure=place.index).drop_vars(told)
@@ -350,7 +351,8 @@ class ProgramStore:
     def open_node(self, path: str) -> xr.Dataset:
         """Return all arrays of a node, along `exposure`, lazily."""
         with without_remarks():
-            return xr.open_zarr(location(f"{self.url}/{path}"), consolidated=False, chunks=None)
+            store = location(f"{self.url}/{path}")
+            return xr.open_zarr(store, consolidated=False, chunks=None, drop_variables=[RECORD])
 
     def load(self, estimate: xr.Dataset) -> xr.Dataset:
         """Read all of an estimate; every chunk's checksum is looked at.
