@@ -56,8 +56,8 @@ class RowsJob:
     }
 
     def variables(self, recipe: Rows) -> tuple[str, ...]:
-        """Return the image, and its flags where they count."""
-        return (self.variable, "dq") if recipe.dq_flags else (self.variable,)
+        """Return the image, a mosaic's weights, which tell where it has no data, and the flags where they count."""
+        return (self.variable, "wht", *(("dq",) if recipe.dq_flags else ()))
 
     def bytes_per_pixel(self, recipe: Rows) -> float:
         """Image, mask, the copy that is written; and what streams are solved with. Rounded up from measurements."""

@@ -2,16 +2,13 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import numpy as np
 import xarray as xr
 from astropy.nddata import NDData
 
 from skylevel.errors import ShapeError
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 Level = Callable[..., xr.Dataset]
 

@@ -1,6 +1,7 @@
 """What a program's exposures know together: a group's small arrays in, one result for the group back into the store."""
 
 from skylevel.errors import StoreError
+from skylevel.io.names import number_of
 from skylevel.io.records import stacked_small
 from skylevel.io.store import ProgramStore
 from skylevel.program.ledger import Group
@@ -47,4 +48,4 @@ def combine_group(group: Group, members: list[Exposure], key: str, url: str, ver
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise StoreError(f"{store.name}: what it holds of the group {group[1]} is damaged: {error}") from error
     store.write_group(node, group[1], result, key)
-    return f"combined {len(places)} exposures" + str(result.attrs.get("finding", ""))
+    return f"combined {number_of(len(places), 'exposure')}" + str(result.attrs.get("finding", ""))

@@ -38,11 +38,12 @@ from skylevel.program.tasks import (
     Where,
     export_blocks,
     in_blocks,
-    is_damaged,
     level_exposure,
     measure,
     read_frame,
+    require_place,
 )
+from skylevel.program.verify import damage_of_store
 from skylevel.program.view import describe_program
 from skylevel.version import __version__
 
@@ -374,10 +375,10 @@ def _execute_groups(session: _Session, workers: "_Workers", progress: Progress) 
     stale = [group for group in ledger.stale_groups if group not in waiting]
     for group in stale:
         try:
-            _combine(session, workers, group)
+            _combine(workers, ledger, group, session.store.url)
         except StoreError:
-            _measure_damaged(session, workers, group)
-            _combine(session, workers, group)
+            _measure_damaged(session, workers, ledger, group)
+            _combine(workers, Ledger(session.store, session.plan), group, session.store.url)
     ledger = Ledger(session.store, session.plan)
     members = ledger.groups()
     asked_for = {exposure.name for exposure in session.left()}
@@ -393,14 +394,13 @@ def _execute_groups(session: _Session, workers: "_Workers", progress: Progress) 
         _collect(session, outcomes, progress)
 
 
-def _combine(session: _Session, workers: "_Workers", group: Group) -> None:
-    ledger = Ledger(session.store, session.plan)
+def _combine(workers: "_Workers", ledger: Ledger, group: Group, url: str) -> None:
     if members := ledger.groups().get(group):
-        found = workers.combine(group, members, str(ledger.group_key(group)), session.store.url)
+        found = workers.combine(group, members, str(ledger.group_key(group)), url)
         log.info("%s: %s", "/".join(group), found)
 
 
-def _measure_damaged(session: _Session, workers: "_Workers", group: Group) -> None:
+def _measure_damaged(session: _Session, workers: "_Workers", ledger: Ledger, group: Group) -> None:
     """Measure the members of a group anew whose stored chunks are damaged.
 
     Raises
@@ -408,8 +408,8 @@ def _measure_damaged(session: _Session, workers: "_Workers", group: Group) -> No
     StoreError
         None is: something else keeps the group from being combined.
     """
-    members = Ledger(session.store, session.plan).groups()[group]
-    damaged = [exposure for exposure in members if is_damaged(exposure, session.store)]
+    members, records = ledger.groups()[group], ledger.records
+    damaged = [member for member in members if damage_of_store(member, records[member.name], session.store)]
     if not damaged:
         raise StoreError(f"{session.store.name}: {'/'.join(group)} cannot be combined: what it holds is damaged")
     steps = dict.fromkeys((exposure.name for exposure in damaged), Steps.DETECT | Steps.MEASURE)
@@ -509,7 +509,7 @@ class _Cluster:
         """Do an exposure with all workers: the same steps, on Dask arrays."""
         record = Record(exposure.name)
         try:
-            if Steps.MEASURE in steps or (Steps.REPAIR in steps and is_damaged(exposure, ProgramStore(self._url))):
+            if Steps.MEASURE in steps or (Steps.REPAIR in steps and self._is_damaged(exposure)):
                 check_workers(self._client)
                 frame = in_blocks(read_frame(Path(exposure.source), exposure), exposure)
                 n_blocks = len(frame.chunks["y"])
@@ -524,6 +524,11 @@ class _Cluster:
             require_scheduler(self._client)
             return error
         return record
+
+    def _is_damaged(self, exposure: Exposure) -> bool:
+        store = ProgramStore(self._url)
+        place = require_place(exposure, store)
+        return bool(damage_of_store(exposure, store.read_records([place]).get(place), store))
 
     def _compute(self, delayed: list[Any]) -> Sequence[Any]:
         require_scheduler(self._client)

@@ -244,9 +244,7 @@ def read_frame(path: Path, exposure: Exposure) -> xr.Dataset:
     if frame.attrs["kind"] != job.kind:
         raise UnsupportedFrameError(f"{path}: the recipe {job.recipe.name!r} does not level this kind of file")
     require_unlevelled(exposure, frame.attrs)
-    # Of a mosaic, the weights tell where there are no data.
-    wanted = [*job.variables(exposure.recipe), *(["wht"] if frame.attrs.get("resampled") else [])]
-    return frame[[name for name in wanted if name in frame or name == job.variable]]
+    return frame[[name for name in job.variables(exposure.recipe) if name in frame or name == job.variable]]
 
 
 def in_blocks(frame: xr.Dataset, exposure: Exposure) -> xr.Dataset:
@@ -333,15 +331,6 @@ def stored(exposure: Exposure, store: ProgramStore, *, chunked: bool = False) ->
     place = require_place(exposure, store)
     kept = store.read_records([place]).get(place)
     return store.read_estimate(place, kept, chunked=chunked), kept or {}
-
-
-def is_damaged(exposure: Exposure, store: ProgramStore) -> bool:
-    """Return whether what the store holds of an exposure is not what was written."""
-    try:
-        store.load(stored(exposure, store)[0])
-    except StoreError:
-        return True
-    return False
 
 
 def _leveling(exposure: Exposure, frame: xr.Dataset, store: ProgramStore, steps: Steps) -> Leveling | None:

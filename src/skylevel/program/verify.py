@@ -41,7 +41,7 @@ def _noted(record: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def damage_of_store(exposure: Exposure, record: Mapping[str, Any], store: ProgramStore) -> str:
+def damage_of_store(exposure: Exposure, record: Mapping[str, Any] | None, store: ProgramStore) -> str:
     """Return what is wrong with the stored chunks of an exposure; empty where nothing is."""
     try:
         store.load(store.read_estimate(exposure.place, record))
