@@ -162,8 +162,9 @@ class TestRun:
         assert process.returncode == 0
         assert not (tmp_path / "new").exists()
         for name, recipe in (("e00", "rows"), ("e01", "rows"), ("night", "channels")):
-            planned = rf"^{name} +{recipe} +0\.\d MB +measure, export +{tmp_path}/new/{name}"
+            planned = rf"^{name} +{recipe} +0\.\d MB +measure, export$"
             assert re.search(planned, process.stdout, re.M)
+        assert re.search(rf"^into +{tmp_path}/new$", process.stdout, re.M)
         (output / "e01_rowbgsub.fits").unlink()
         before = stamps(output)
         process = skylevel("run", program, "--output", output, "--dry-run")

@@ -160,7 +160,7 @@ def test_a_mosaic_too_large_for_a_worker_has_the_same_bits(tmp_path, monkeypatch
     monkeypatch.undo()
     assert (result.failed, again.failed) == ({}, {})
     # That it went in blocks: one piece is read, not opened.
-    assert any("blocks of rows" in text for _, text in result.done[0].messages)
+    assert any("blocks of rows" in text for text in result.done[0].messages)
     levelled = sl.level_rows(sl.open_frame(source)[["sci"]].load())
     with fits.open(tmp_path / "out" / "mosaic_i2d_rowbgsub.fits", checksum=True) as hdus:
         np.testing.assert_array_equal(hdus["SCI"].data, levelled.sci)

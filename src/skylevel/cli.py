@@ -1,38 +1,30 @@
 """The command line. Heavy modules are imported by the commands that need them, so that ``--help`` answers at once."""
 
 import io
-import logging
-import os
-import stat
+import shutil
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from click.shell_completion import CompletionItem
 
 from skylevel import __version__
-from skylevel.errors import PlanError, SchedulerLostError, SettingsError, SkylevelError
-from skylevel.interrupts import STOPPED, stop_in_order
-from skylevel.io.urls import shown
+from skylevel.errors import SchedulerLostError, SettingsError, SkylevelError
+from skylevel.interrupts import STOPPED
 from skylevel.recipes import RECIPES, Recipe
 from skylevel.settings_file import read_settings, to_toml
+from skylevel.terminal import errors, logging_to, paths, print_json, reporting, say, terminal_handler
 
 if TYPE_CHECKING:
     from skylevel.program.plan import Exposure
-    from skylevel.program.run import ProgramResult
+    from skylevel.program.run import ProgramResult, Target
 
 FAILED, WRONG, INTERRUPTED = 1, 2, 130
 
-_TIME_FORMAT = "%Y-%m-%d %H:%M:%S"
+_PRESET_NAMES = dict.fromkeys(name for recipe in RECIPES.values() for name in recipe.presets)
 _PRESETS = "; ".join(f"{name}: {', '.join(recipe.presets)}" for name, recipe in RECIPES.items())
-
-console = Console(highlight=False, soft_wrap=True)
-errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def _known_recipe(context: click.Context, parameter: click.Parameter, value: str) -> str:
@@ -61,25 +53,47 @@ def run_command() -> int:
     except click.ClickException as error:
         error.show()
     except SkylevelError as error:
-        errors.print(f"skylevel: {shown(str(error))}", markup=False)
+        say(f"skylevel: {error}", to=errors)
         return FAILED if isinstance(error, SchedulerLostError) else WRONG
     except (KeyboardInterrupt, click.Abort) as error:
         errors.print(STOPPED)
         return getattr(error.__cause__ or error, "status", INTERRUPTED)
     except OSError as error:
         # Such as an output folder that cannot be made.
-        errors.print(f"skylevel: {shown(str(error))}", markup=False)
+        say(f"skylevel: {error}", to=errors)
     return WRONG
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+def _among(*words: str) -> Any:
+    """Return what completes one of these words on a shell's command line."""
+    return lambda _context, _parameter, incomplete: [word for word in words if word.startswith(incomplete)]
+
+
+def _path(kind: str) -> Any:
+    """Return what has a shell complete a path, of a "file" or a "dir", itself."""
+    return lambda _context, _parameter, incomplete: [CompletionItem(incomplete, type=kind)]
+
+
+def _examples(*lines: str) -> str:
+    """Return what ends a command's help, as it stands."""
+    return "\n".join(("\b", "Examples:", *(f"  {line}" for line in lines)))
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog=_examples("skylevel demo", "skylevel run jw04250/*_cal.fits --output levelled", "skylevel run --help"),
+)
 @click.version_option(__version__, prog_name="skylevel")
 def commands() -> None:
     """Level the sky of whole observing programs: JWST exposures and camera raw frames, in parallel with Dask."""
 
 
 def _output_argument(function: Callable[..., int]) -> Callable[..., int]:
-    return click.argument("output", default="skylevel-output")(function)
+    return click.argument("output", default="skylevel-output", shell_complete=_path("dir"))(function)
+
+
+def _json_option(function: Callable[..., int]) -> Callable[..., int]:
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of tables.")(function)
 
 
 def _where_options(function: Callable[..., int]) -> Callable[..., int]:
@@ -90,16 +104,28 @@ def _where_options(function: Callable[..., int]) -> Callable[..., int]:
             "--workers", type=click.IntRange(min=1), help="Processes (local; one a core) or jobs (slurm; 2)."
         ),
         click.option(
-            "--cluster", default="local", show_default=True, metavar="local|slurm|tcp://HOST:PORT", help="Where to run."
+            "--cluster", default="local", show_default=True, metavar="local|slurm|tcp://HOST:PORT",
+            help="Where to run.", shell_complete=_among("local", "slurm"),
         ),
-    ):
+    ):  # fmt: skip
         function = option(function)
     return function
 
 
-@commands.command()
-@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
-@click.option("--output", default="skylevel-output", show_default=True, metavar="DIR", help="Folder or URL.")
+@commands.command(
+    epilog=_examples(
+        "skylevel run jw04250/*_cal.fits --output levelled",
+        "skylevel run ~/Pictures/Andromeda --preset best --dry-run",
+        "skylevel run jw04250/*_asn.json --set box_size=64 --set threshold=3",
+        "skylevel run @list.txt --cluster slurm --workers 8",
+        "skylevel run program --json | jq '.failed[].reason'",
+    )
+)
+@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...", shell_complete=_path("file"))
+@click.option(
+    "--output", default="skylevel-output", show_default=True, metavar="DIR", help="Folder or URL.",
+    shell_complete=_path("dir"),
+)
 @click.option(
     "--recipe",
     callback=_known_recipe,
@@ -107,8 +133,12 @@ def _where_options(function: Callable[..., int]) -> Callable[..., int]:
     default="auto",
     show_default=True,
     help="auto: rows for FITS, channels for camera raws.",
+    shell_complete=_among("auto", *RECIPES),
 )
-@click.option("--preset", metavar="NAME", help=f"Settings by name. {_PRESETS}")
+@click.option(
+    "--preset", metavar="NAME", help=f"Settings by name. {_PRESETS}",
+    shell_complete=_among(*_PRESET_NAMES),
+)
 @click.option("--config", type=click.Path(path_type=Path), metavar="FILE.toml", help="As 'skylevel config' prints it.")
 @click.option("--set", "settings", multiple=True, metavar="FIELD=VALUE", help="box_size=64, norms.R=1 ...; repeatable.")
 @click.option(
@@ -118,7 +148,10 @@ def _where_options(function: Callable[..., int]) -> Callable[..., int]:
     show_default=True,
     help="full: every HDU of the input. primary: one HDU.",
 )
-@click.option("--keep", default="", metavar="LIST", help="Also write segmentation,masked,background (any of them).")
+@click.option(
+    "--keep", default="", metavar="LIST", help="Also write segmentation,masked,background (any of them).",
+    shell_complete=_among("segmentation", "masked", "background"),
+)
 @click.option("--overwrite", is_flag=True, help="Do again what is done.")
 @click.option("--again", is_flag=True, help="Level also what skylevel or another tool levelled before.")
 @click.option("--recursive", is_flag=True, help="Look into the folders of a folder too.")
@@ -126,17 +159,20 @@ def _where_options(function: Callable[..., int]) -> Callable[..., int]:
 @click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
 @click.option("--partition", metavar="I/N", help="Do only the I-th of N shares, in this process: for job arrays.")
 @click.option("--no-report", is_flag=True, help="Write no report.html at the end.")
+@_json_option
 @_where_options
 def run(inputs: tuple[str, ...], output: str, **options: Any) -> int:
     """Level every INPUT: files, folders, globs, associations (*_asn.json), @list.txt, URLs."""
     # Before the heavy imports: a mistake is answered at once.
     recipes = _recipes(options["recipe"], options["preset"], options["config"], options["settings"])
     share = _share(options["partition"])
+    paths.learn(inputs, output)
     from skylevel.program.associations import write_associations
     from skylevel.program.plan import make_plan
     from skylevel.program.run import Target, run_partition, run_plan
+    from skylevel.tables import print_plan, print_result, report_of
 
-    with _logging([_terminal_handler(options["quiet"])]):
+    with logging_to([terminal_handler(options["quiet"])]):
         plan = make_plan(
             inputs,
             output,
@@ -148,99 +184,160 @@ def run(inputs: tuple[str, ...], output: str, **options: Any) -> int:
         )
     _remark_on_preset(options["preset"], plan)
     if options["dry_run"]:
-        return _print_plan(plan, output, verify=options["verify"])
+        with logging_to([terminal_handler()]):
+            print_plan(plan, output, verify=options["verify"], as_json=options["as_json"])
+        return 0
     what = {"overwrite": options["overwrite"], "verify": options["verify"]}
-    with _reporting(output, quiet=options["quiet"]) as progress:
+    with reporting(output, quiet=options["quiet"]) as progress:
         if share:
             result = run_partition(plan, output, share, **what, progress=progress)
         else:
             target = Target(cluster=options["cluster"], workers=options["workers"])
             result = run_plan(plan, output, target=target, **what, progress=progress)
         write_associations(inputs, plan, output, result.failed)
-    code = _print_result(result)
-    if not options["no_report"]:
-        _report(result, share)
-    return code
+    report = None if options["no_report"] else report_of(result, is_share=bool(share))
+    print_result(result, report=report, as_json=options["as_json"])
+    return FAILED if result.failed else 0
 
 
 def _remark_on_preset(preset: str | None, plan: "list[Exposure]") -> None:
     """Say where a preset changes nothing, as no exposure is of its kind."""
     knowing = [name for name, recipe in RECIPES.items() if preset in recipe.presets]
     if preset and not any(exposure.recipe.name in knowing for exposure in plan):
-        errors.print(
+        say(
             f"skylevel: --preset {preset} changes nothing: it is one of {' and '.join(knowing)}, "
             "and no exposure is levelled by that",
-            markup=False,
+            to=errors,
         )
 
 
-@commands.command()
+@commands.command(
+    epilog=_examples("skylevel export levelled", "skylevel export levelled --json | jq '.done[].name'")
+)
 @_output_argument
+@_json_option
 @_where_options
-def export(output: str, cluster: str, workers: int | None, quiet: bool) -> int:
+def export(output: str, as_json: bool, cluster: str, workers: int | None, quiet: bool) -> int:
     """Write the FITS files of OUTPUT again from its store, without measuring."""
+    paths.learn((), output)
     from skylevel.program.run import Target, export_program
+    from skylevel.tables import print_result
 
-    with _reporting(output, quiet=quiet) as progress:
+    with reporting(output, quiet=quiet) as progress:
         result = export_program(output, target=Target(cluster=cluster, workers=workers), progress=progress)
-    return _print_result(result)
+    print_result(result, report=None, as_json=as_json)
+    return FAILED if result.failed else 0
 
 
-@commands.command()
+@commands.command(
+    epilog=_examples(
+        "skylevel status levelled",
+        "skylevel status levelled --verify",
+        "skylevel status levelled --json | jq .failed",
+    )
+)
 @_output_argument
 @click.option("--verify", is_flag=True, help="Look at the contents of stored chunks and outputs too.")
-def status(output: str, verify: bool) -> int:
+@_json_option
+def status(output: str, verify: bool, as_json: bool) -> int:
     """Print what is done, failed and left in OUTPUT."""
+    paths.learn((), output)
     from skylevel.program.view import program_status
+    from skylevel.tables import print_status
 
     states = program_status(output, verify=verify)
-    count = {state: sum(s.state == state for s in states) for state in ("done", "failed", "left")}
-    console.print(shown(f"{output}: " + ", ".join(f"{n} {state}" for state, n in count.items())), markup=False)
-    for exposure in states:
-        if exposure.state != "done":
-            console.print(shown(f"  {exposure.state}  {exposure.name}  {exposure.reason}".rstrip()), markup=False)
-    return FAILED if count["failed"] else 0
+    print_status(states, output, as_json=as_json)
+    return FAILED if any(exposure.state == "failed" for exposure in states) else 0
 
 
-@commands.command()
+@commands.command(epilog=_examples("skylevel report levelled"))
 @_output_argument
 def report(output: str) -> int:
     """Write OUTPUT/report.html, a page on what was run and how it went, from the store alone."""
+    paths.learn((), output)
     from skylevel.report import write_report
 
-    console.print(write_report(output), markup=False)
+    say(write_report(output))
     return 0
 
 
-@commands.command()
-@click.argument("recipe", callback=_known_recipe, metavar="rows|channels")
-@click.option("--preset", default="notebook", show_default=True, metavar="NAME")
-def config(recipe: str, preset: str) -> int:
+@commands.command(
+    epilog=_examples(
+        "skylevel config rows > rows.toml",
+        "skylevel config channels --preset best > night.toml",
+        "skylevel config rows --json | jq '.settings.box_size'",
+    )
+)
+@click.argument("recipe", callback=_known_recipe, metavar="rows|channels", shell_complete=_among(*RECIPES))
+@click.option(
+    "--preset", default="notebook", show_default=True, metavar="NAME",
+    shell_complete=_among(*_PRESET_NAMES),
+)
+@_json_option
+def config(recipe: str, preset: str, as_json: bool) -> int:
     """Print a recipe's settings as commented TOML, to edit and give to 'run --config'."""
-    click.echo(to_toml(RECIPES[recipe].preset(preset)), nl=False)
+    chosen = RECIPES[recipe].preset(preset)
+    if as_json:
+        print_json({"recipe": recipe, "preset": preset, "settings": chosen.to_dict()})
+    else:
+        click.echo(to_toml(chosen), nl=False)
     return 0
 
 
-@commands.command()
-@click.option("--output", default="skylevel-demo", show_default=True, metavar="DIR", help="Folder for the demo.")
+@commands.command(epilog=_examples("skylevel demo", "skylevel demo --output /scratch/demo --workers 2"))
+@click.option(
+    "--output", default="skylevel-demo", show_default=True, metavar="DIR", help="Folder for the demo.",
+    shell_complete=_path("dir"),
+)
+@_json_option
 @_where_options
-def demo(output: str, cluster: str, workers: int | None, quiet: bool) -> int:
-    """Write a small program with known truth, run it, and print what came out against the truth."""
-    from skylevel.demo import measure_levels, summary, write_program
-    from skylevel.program.run import run as run_program
+def demo(output: str, as_json: bool, cluster: str, workers: int | None, quiet: bool) -> int:
+    """Write a small program with known truth, level it by each preset, and compare what came out with the truth."""
+    paths.learn((), output)
+    from skylevel.demo import draw_comparison, measure_comparison, write_program
+    from skylevel.program.run import Target
+    from skylevel.tables import print_comparison, print_result, report_of
 
     program, levelled = Path(output, "program"), Path(output, "levelled")
-    console.print(f"Writing three NIRCam exposures and two raw frames of the night sky to {program} ...", markup=False)
-    paths = write_program(program)
-    with _reporting(str(levelled), quiet=quiet) as progress:
-        result = run_program(map(str, paths), str(levelled), cluster=cluster, workers=workers, progress=progress)
-    code = _print_result(result)
-    if not result.failed:
-        console.print("\nRMS of the stripes and of the sky's gradient against the truth, before and after:\n")
-        console.print(summary(measure_levels(program, levelled)), markup=False)
-        console.print(f"\nLook again with: {sys.argv[0]} status {levelled}; its page shows it:", markup=False)
-    _report(result)
-    return code
+    say(f"Writing three NIRCam exposures and two raw frames of the night sky to {program} ...", to=errors)
+    sources = write_program(program)
+    with reporting(str(levelled), quiet=quiet) as progress:
+        results = _level_demo(sources, levelled, Target(cluster=cluster, workers=workers), progress)
+    if failed := [result for result in results.values() if result.failed]:
+        print_result(failed[0], report=report_of(failed[0]), as_json=as_json)
+        return FAILED
+    folders = {preset: Path(result.output) for preset, result in results.items()}
+    picture = draw_comparison(program, folders, Path(output, "demo.png"))
+    measured = measure_comparison(program, folders)
+    report = report_of(results["default"])
+    print_comparison(measured, {"report": report, "picture": str(picture)}, as_json=as_json)
+    if not as_json:
+        say(f"again    {_own_name()} status {levelled}")
+    return 0
+
+
+def _level_demo(
+    sources: Sequence[Path], levelled: Path, target: "Target", progress: Callable[[int, int], None]
+) -> "dict[str, ProgramResult]":
+    """Level the demo by the default and the better presets, each into a folder of its own, on one cluster."""
+    from skylevel.program.run import run as run_program
+
+    results = {}
+    with target.connected(len(sources)) as client:
+        for preset in ("notebook", "best", "program"):
+            recipes = [RECIPES[name].preset(preset) for name in ("rows", "channels")]
+            name = "default" if preset == "notebook" else preset
+            folder = levelled if preset == "notebook" else levelled.with_name(f"levelled-{preset}")
+            results[name] = run_program(sources, folder, recipe=recipes, client=client, progress=progress)
+    return results
+
+
+def _own_name() -> str:
+    """Return what starts this command again: its name where a shell finds it by that, else its path from here."""
+    path = Path(sys.argv[0])
+    if shutil.which(path.name) == str(path):
+        return path.name
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def _recipes(
@@ -287,182 +384,3 @@ def _share(text: str | None) -> tuple[int, int] | None:
     if not (index.isdigit() and count.isdigit()):
         raise SettingsError(f"--partition {text}: needs I/N, such as 3/16")
     return int(index), int(count)
-
-
-@contextmanager
-def _reporting(output: str, *, quiet: bool) -> Iterator[Callable[[int, int], None]]:
-    """Log lines to the terminal and to OUTPUT/skylevel.log, and show a progress bar on a terminal."""
-    # What becomes of a cluster is said in our own lines, not in the tracebacks that Dask logs.
-    for name in ("asyncio", "distributed", "distributed.client", "tornado.application"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    bar = Progress(
-        TextColumn("levelling"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
-        console=errors, transient=True, disable=quiet or not errors.is_terminal,
-    )  # fmt: skip
-    with _logging([_terminal_handler(quiet), *_file_handlers(output)]), bar, stop_in_order():
-        task = bar.add_task("levelling", total=None)
-        yield lambda count, total: bar.update(task, completed=count, total=total)
-
-
-@contextmanager
-def _logging(handlers: list[logging.Handler]) -> Iterator[None]:
-    """Give the log's lines to these handlers."""
-    logger = logging.getLogger("skylevel")
-    logger.setLevel(logging.INFO)
-    for handler in handlers:
-        logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        for handler in handlers:
-            logger.removeHandler(handler)
-            handler.close()
-
-
-class _Line(logging.Formatter):
-    """A line of the log, in which nothing from outside acts on a terminal, and no URL gives itself away."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return shown(super().format(record))
-
-
-class _TerminalHandler(logging.Handler):
-    """Print log lines above the progress bar, without breaking them; the final table names what failed, once."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if record.levelno < logging.ERROR:
-            errors.print(self.format(record), markup=False)
-
-
-class _LogFile(logging.FileHandler):
-    """A log that ends where the disk is full: what is done and what failed is on the terminal and in the store."""
-
-    def _open(self) -> Any:
-        return open(self.baseFilename, self.mode, encoding=self.encoding, errors=self.errors, opener=_own_file)
-
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
-        pass
-
-    def close(self) -> None:
-        with suppress(OSError):
-            super().close()
-
-
-def _own_file(path: str, flags: int) -> int:
-    """Open a file that is none of another's: no link, pipe or device."""
-    extra = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-    try:
-        descriptor = os.open(path, flags | extra, 0o666)
-    except OSError as error:
-        if Path(path).is_symlink():
-            raise PlanError(f"{path}: is a link, and a log has none: remove it, and run again") from error
-        raise
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise PlanError(f"{path}: is no file: remove it, and run again")
-    return descriptor
-
-
-def _terminal_handler(quiet: bool) -> logging.Handler:
-    handler = _TerminalHandler(logging.CRITICAL if quiet else logging.INFO)
-    handler.setFormatter(_Line("%(asctime)s  %(message)s", _TIME_FORMAT))
-    return handler
-
-
-def _file_handlers(output: str) -> list[logging.Handler]:
-    if "://" in output:
-        return []
-    Path(output).mkdir(parents=True, exist_ok=True)
-    handler = _LogFile(Path(output, "skylevel.log"), encoding="utf-8", errors="backslashreplace")
-    handler.setFormatter(_Line("%(asctime)s %(levelname)s %(message)s", _TIME_FORMAT))
-    return [handler]
-
-
-def _print_plan(plan: "list[Exposure]", output: str, *, verify: bool) -> int:
-    """Print what there is to do, of which kinds, and what it needs."""
-    from skylevel.io.store import ProgramStore
-    from skylevel.io.urls import is_remote
-    from skylevel.program.forecast import cautions, forecast, free_disk, gigabytes, require_disk, summarize
-    from skylevel.program.ledger import Steps
-    from skylevel.program.places import work_left
-    from skylevel.program.plan import store_url
-
-    with _logging([_terminal_handler(quiet=False)]):
-        work = work_left(plan, ProgramStore(store_url(output)), verify=verify)
-    left = [exposure for exposure in plan if work[exposure.name]]
-    needs = forecast(left)
-    fails = {e.name: e.trouble for e in left if e.trouble} | require_disk(needs, output)
-    rows = [("exposure", "recipe", "size", "to do", "output")]
-    for exposure in plan:
-        size = exposure.identity.get("size")
-        names = {Steps.MEASURE: "measure", Steps.EXPORT: "export"}
-        todo = ", ".join(text for step, text in names.items() if step in work[exposure.name]) or "-"
-        todo = "nothing: fails" if exposure.name in fails else todo
-        big = gigabytes(size) if size else "?"
-        rows.append((exposure.name, exposure.recipe.name, big, todo, exposure.outputs["levelled"]))
-    _print_columns(rows)
-    if needs:
-        kinds = [("recipe", "detector or camera", "filter", "exposures")]
-        console.print()
-        _print_columns(kinds + [(*kind, str(count)) for kind, count in summarize(needs)])
-    total, memory = sum(need.output for need in needs.values()), max((n.memory for n in needs.values()), default=0)
-    free = "" if is_remote(output) else f" ({gigabytes(free_disk(output))} free)"
-    console.print()
-    _print_columns(
-        [
-            ("exposures", f"{len(plan)}, {len(plan) - len(left)} done already"),
-            ("outputs", f"about {gigabytes(total)}{free}"),
-            ("memory", f"up to {gigabytes(memory)} for a worker"),
-        ]
-    )
-    for line in [*cautions(left), *(f"would fail: {fails[name]}" for name in sorted(fails))]:
-        errors.print(shown(line), markup=False)
-    return 0
-
-
-def _report(result: "ProgramResult", share: tuple[int, int] | None = None) -> None:
-    """Write a run's report; of shares the last one does, and without work the earlier one stands. It fails no run."""
-    from skylevel.program.view import program_status
-    from skylevel.report import has_report, write_report
-
-    try:
-        if share and any(exposure.state == "left" for exposure in program_status(result.output)):
-            return
-        earlier = None if result.done or result.failed else has_report(result.output)
-        console.print(f"report   {earlier or write_report(result.output)}", markup=False)
-    except SkylevelError as error:
-        errors.print(f"no report: {error}", markup=False)
-
-
-def _print_result(result: "ProgramResult") -> int:
-    """Print the final table: done, failed with reasons, where the files are."""
-    before = [("done before", str(len(result.skipped)))] if result.skipped else []
-    done, failed = (str(len(some)) for some in (result.done, result.failed))
-    took = [("work", _work(result))] if result.done else []
-    where = [("outputs", result.output), ("store", result.store)]
-    _print_columns([("done", done), *before, ("failed", failed), *took, *where])
-    for advice in result.advice:
-        console.print(advice, markup=False)
-    for reason in result.failed.values():
-        errors.print(shown(f"failed: {reason}"), markup=False)
-    return FAILED if result.failed else 0
-
-
-def _work(result: "ProgramResult") -> str:
-    """Return where the workers' time went, and the most memory that one held."""
-    seconds: Counter[str] = Counter()
-    for record in result.done:
-        seconds.update(record.seconds)
-    stages = ", ".join(f"{stage} {total:.1f} s" for stage, total in seconds.items())
-    slowest = max(result.done, key=lambda record: sum(record.seconds.values()))
-    peak = max(record.peak_mib for record in result.done)
-    return f"{stages}; slowest {slowest.name} {sum(slowest.seconds.values()):.1f} s; a worker held up to {peak:.0f} MiB"
-
-
-def _print_columns(rows: Sequence[tuple[str, ...]]) -> None:
-    """Print a table whose paths stay whole, however narrow the terminal: they are there to be copied."""
-    rows = [tuple(map(shown, row)) for row in rows]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        console.print("  ".join(cells).rstrip(), markup=False)

@@ -13,11 +13,12 @@ from astropy.io import fits
 from skylevel.demo import schedule
 from skylevel.demo.dng import RAW_PLANES
 from skylevel.demo.drawing import Image, Values
+from skylevel.demo.nircam import AMPLIFIERS
 from skylevel.demo.truth import read_truth
 from skylevel.errors import ShapeError, UnreadableFrameError
 from skylevel.recipes import Channels
 
-Quantity = Literal["stripes", "gradient"]
+Quantity = Literal["stripes", "amplifiers", "gradient"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,8 +29,9 @@ class DemoResult:
     ----------
     name : str
         The exposure's file name without its suffix.
-    quantity : {"stripes", "gradient"}
-        "stripes" is the level of detector rows, "gradient" the sky of a camera raw frame (see `measure_levels`).
+    quantity : {"stripes", "amplifiers", "gradient"}
+        "stripes" is the level of detector rows, "amplifiers" that of each amplifier's part of them, "gradient" the sky
+        of a camera raw frame (see `measure_levels`).
     rms_before, rms_after : float
         Root mean square of that structure in `unit`; NaN where the output has no number to compare.
     unit : str
@@ -48,7 +50,9 @@ class DemoResult:
         return 1.0 - self.rms_after / self.rms_before
 
 
-def measure_levels(folder: Path, output: Path, *, norms: Mapping[str, float] | None = None) -> list[DemoResult]:
+def measure_levels(
+    folder: Path, output: Path, *, norms: Mapping[str, float] | None = None, amplifiers: bool = False
+) -> list[DemoResult]:
     """Compare a run's output with the truth of the program that `write_program` wrote.
 
     Parameters
@@ -61,11 +65,13 @@ def measure_levels(folder: Path, output: Path, *, norms: Mapping[str, float] | N
     norms : mapping of str to float, optional
         Factor by which the run multiplied each colour of a raw frame; 1 for a colour not named. By default those of
         `skylevel.recipes.Channels`.
+    amplifiers : bool
+        Also the stripes of each amplifier on its own.
 
     Returns
     -------
     list of DemoResult
-        One per exposure, in the order of `write_program`.
+        One per exposure, in the order of `write_program`; with `amplifiers`, two per JWST exposure.
 
     Raises
     ------
@@ -83,16 +89,16 @@ def measure_levels(folder: Path, output: Path, *, norms: Mapping[str, float] | N
     and a slow drift of the stripes looks like the sky's own slope: so a constant and the multiple of the true sky's
     row profile that fits best are taken from the levels, before and after alike, and the rms over the rows of the rest
     is the result. It is 0 for an output without stripes, with or without its sky, and unchanged for an unchanged
-    output. Differences between the amplifiers average out along a row and hardly count.
+    output. Differences between the amplifiers average out along a row and hardly count; with `amplifiers`, the same is
+    also done with the mean over each amplifier's part of a row.
 
     A raw frame's gradient: before, the true sky minus its mean in each colour, as rms over all pixels. After, the same
     of the true sky minus what was taken away, which is the output divided by its norms minus the raw frame without its
     sky. A constant in a colour, such as a pedestal, does not count.
     """
-    factors = Channels().norms if norms is None else norms
-    return [_measure_stripes(folder, output, visit.stem) for visit in schedule.VISITS] + [
-        _measure_gradient(folder, output, night.stem, factors) for night in schedule.NIGHTS
-    ]
+    parts: dict[Quantity, int] = {"stripes": 1, "amplifiers": AMPLIFIERS} if amplifiers else {"stripes": 1}
+    stripes = [one for visit in schedule.VISITS for one in _measure_stripes(folder, output, visit.stem, parts)]
+    return stripes + [_measure_gradient(folder, output, night.stem, norms) for night in schedule.NIGHTS]
 
 
 def summary(results: Sequence[DemoResult]) -> str:
@@ -100,55 +106,82 @@ def summary(results: Sequence[DemoResult]) -> str:
     width = max((len(result.name) for result in results), default=0)
     heading = f"{'exposure':{width}}  {'what':8}  {'rms before':>10}  {'rms after':>10}  {'unit':6}  {'removed':>7}"
     lines = [
-        f"{r.name:{width}}  {r.quantity:8}  {_three_digits(r.rms_before):>10}  {_three_digits(r.rms_after):>10}  "
+        f"{r.name:{width}}  {r.quantity:8}  {three_digits(r.rms_before):>10}  {three_digits(r.rms_after):>10}  "
         f"{r.unit:6}  {r.removed:7.1%}"
         for r in results
     ]
     return "\n".join([heading, *lines])
 
 
-def _three_digits(value: float) -> str:
+def three_digits(value: float) -> str:
     """Write a value as people do: three significant digits, no exponent."""
     if not math.isfinite(value) or value == 0.0:
         return f"{value:g}"
     return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
 
 
-def _measure_stripes(folder: Path, output: Path, stem: str) -> DemoResult:
-    truth = read_truth(folder, stem)
-    image, unit = _read_image(folder / f"{stem}.fits", "SCI")
+def stripes_left(folder: Path, output: Path, stem: str) -> tuple[Values, Values, str]:
+    """Return an exposure's stripes (y, x), what is left of them in its output, and their unit.
+
+    NaN where the exposure has no number; less the sky that was taken away with the stripes.
+    """
+    image, unit = read_image(folder / f"{stem}.fits", "SCI")
     path = output / f"{stem}_rowbgsub.fits"
-    levelled, _ = _read_image(path, "SCI")
+    levelled, _ = read_image(path, "SCI")
     _check_shape(path, levelled, image.shape)
-    usable = np.isfinite(image)
-    rows = usable.any(axis=1)
-    stripes = truth["stripes"].astype(np.float64)
-    left = levelled - (image - stripes)
-    before, after = (
-        _beyond_sky(plane[rows].mean(axis=1, where=usable[rows]), truth["sky_rows"][rows]) for plane in (stripes, left)
-    )
-    return DemoResult(name=stem, quantity="stripes", rms_before=before, rms_after=after, unit=unit)
+    stripes = np.where(np.isfinite(image), read_truth(folder, stem)["stripes"], np.nan)
+    # Where the output has no number though the exposure has one, infinite: it is not to be taken for a border.
+    left = np.where(np.isfinite(levelled) | np.isnan(image), levelled - (image - stripes), np.inf)
+    return stripes, left, unit
+
+
+def _measure_stripes(folder: Path, output: Path, stem: str, parts: Mapping[Quantity, int]) -> list[DemoResult]:
+    """Measure the levels of rows, or of so many parts of each."""
+    planes = stripes_left(folder, output, stem)
+    sky_rows = read_truth(folder, stem)["sky_rows"]
+    results = []
+    for quantity, n_parts in parts.items():
+        before, after = (_beyond_sky(_row_levels(plane, n_parts), sky_rows) for plane in planes[:2])
+        results.append(DemoResult(name=stem, quantity=quantity, rms_before=before, rms_after=after, unit=planes[2]))
+    return results
+
+
+def _row_levels(plane: Values, n_parts: int) -> Values:
+    """Return the mean of each part of each row (y, part); NaN where it has no pixel."""
+    parts = plane.reshape(len(plane), n_parts, -1)
+    known = ~np.isnan(parts)
+    count = known.sum(axis=2)
+    return np.where(count > 0, parts.sum(axis=2, where=known) / np.maximum(count, 1), np.nan)
 
 
 def _beyond_sky(levels: Values, sky_rows: Image) -> float:
-    """Rms over rows of what a constant and the sky's own profile along the column cannot explain."""
-    if not np.isfinite(levels).all():
+    """Rms over rows, and their parts, of what a constant and the sky's own profile along the column cannot explain."""
+    if np.isinf(levels).any():
         return math.nan
-    basis = np.stack([np.ones_like(levels), sky_rows - sky_rows.mean(dtype=np.float64)], axis=1)
-    fit, *_ = np.linalg.lstsq(basis, levels, rcond=None)
-    return float(np.std(levels - basis @ fit))
+    sky = np.broadcast_to((sky_rows - sky_rows.mean(dtype=np.float64))[:, None], levels.shape)
+    known = np.isfinite(levels)
+    basis = np.stack([np.ones(known.sum()), sky[known]], axis=1)
+    fit, *_ = np.linalg.lstsq(basis, levels[known], rcond=None)
+    return float(np.std(levels[known] - basis @ fit))
 
 
-def _measure_gradient(folder: Path, output: Path, stem: str, norms: Mapping[str, float]) -> DemoResult:
+def gradient_left(
+    folder: Path, output: Path, stem: str, norms: Mapping[str, float] | None = None
+) -> tuple[Values, Values]:
+    """Return a raw frame's sky (y, x) in ADU, and what is left of it in its output."""
     sky = read_truth(folder, stem)["sky"].astype(np.float64)
-    raw = _read_mosaic(folder / f"{stem}.dng")
+    raw = read_mosaic(folder / f"{stem}.dng")
     path = output / f"{stem}.bkg_subtracted.fits"
-    levelled, _ = _read_image(path, 1)
+    levelled, _ = read_image(path, 1)
     _check_shape(path, levelled, raw.shape)
+    factors = Channels().norms if norms is None else norms
     for colour, i, j in RAW_PLANES:
-        levelled[i::2, j::2] /= norms.get(colour, 1.0)
-    left = levelled - raw + sky
-    before, after = (_rms_by_colour(plane) for plane in (sky, left))
+        levelled[i::2, j::2] /= factors.get(colour, 1.0)
+    return sky, levelled - raw + sky
+
+
+def _measure_gradient(folder: Path, output: Path, stem: str, norms: Mapping[str, float] | None) -> DemoResult:
+    before, after = map(_rms_by_colour, gradient_left(folder, output, stem, norms))
     return DemoResult(name=stem, quantity="gradient", rms_before=before, rms_after=after, unit="ADU")
 
 
@@ -161,7 +194,7 @@ def _rms_by_colour(mosaic: Values) -> float:
     return math.sqrt(squares / mosaic.size)
 
 
-def _read_image(path: Path, extension: str | int) -> tuple[Values, str]:
+def read_image(path: Path, extension: str | int) -> tuple[Values, str]:
     """Read an image of a FITS file as float64, and its unit ("" where the header has none)."""
     try:
         with fits.open(path, memmap=False) as hdus:
@@ -171,7 +204,8 @@ def _read_image(path: Path, extension: str | int) -> tuple[Values, str]:
         raise UnreadableFrameError(f"{path}: cannot read image {extension!r}: {error}") from error
 
 
-def _read_mosaic(path: Path) -> Values:
+def read_mosaic(path: Path) -> Values:
+    """Read a raw frame as float64."""
     try:
         with rawpy.imread(str(path)) as raw:
             return np.asarray(raw.raw_image_visible, np.float64)

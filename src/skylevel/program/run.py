@@ -579,13 +579,14 @@ def _collect(session: _Session, outcomes: Iterable[Outcome], progress: Progress)
 def _fail(session: _Session, exposure: Exposure, error: BaseException) -> None:
     reason = _reason(exposure, error)
     session.result.failed[exposure.name] = reason
-    _log_at(time.time(), logging.ERROR, f"{exposure.name}: failed: {reason}")
+    log.error("%s", printable(f"{exposure.name}: failed: {reason}"))
     _remember_failure(session.store, exposure.name, reason)
 
 
 def _collect_record(session: _Session, exposure: Exposure, record: Record) -> None:
-    for when, text in record.messages:
-        _log_at(when, logging.INFO, f"{exposure.name}: {text}")
+    # Under the time at which they came: the log's times run forward, whatever the workers' clocks say.
+    for text in record.messages:
+        log.info("%s", printable(f"{exposure.name}: {text}"))
     # What is only measured yet is done once its group is combined and its files are written.
     if "export" in record.seconds:
         measured = session.measured.pop(exposure.name, None)
@@ -615,11 +616,3 @@ def _reason(exposure: Exposure, error: BaseException) -> str:
     text = without_secrets(cause, exposure.access)
     name = printable(exposure.source)
     return text if name in text else f"{name}: {text}"
-
-
-def _log_at(when: float, level: int, text: str) -> None:
-    """Log a line under the time at which its step was done on the worker."""
-    if log.isEnabledFor(level):
-        line = log.makeRecord(log.name, level, __file__, 0, printable(text), (), None)
-        line.created = when
-        log.handle(line)

@@ -71,8 +71,8 @@ class Record:
     ----------
     name : str
         The exposure's.
-    messages : list of (float, str)
-        What was done, and when (POSIX time).
+    messages : list of str
+        What was done.
     seconds : dict of float
         Wall time of each stage.
     peaks_mib : dict of float
@@ -81,7 +81,7 @@ class Record:
     """
 
     name: str
-    messages: list[tuple[float, str]] = field(default_factory=list)
+    messages: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     peaks_mib: dict[str, float] = field(default_factory=dict)
 
@@ -92,7 +92,7 @@ class Record:
 
     def say(self, text: str) -> None:
         """Note a step that was just done."""
-        self.messages.append((time.time(), text))
+        self.messages.append(text)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
