@@ -1,5 +1,6 @@
 """The row job's presets from files to FITS: what exposures know alone and together, and what tells of it."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from skylevel.io.store import ProgramStore
 from skylevel.jobs import JOBS, Facts
 from skylevel.program.plan import store_url
 from skylevel.program.view import open_program, program_status
+from skylevel.report import write_report
 
 SHAPE = (512, 512)
 CARDS = {"NOUTPUTS": 1, "SLOWAXIS": 2, "SUBARRAY": "SUB512", "SUBSTRT1": 1, "SUBSTRT2": 1}
@@ -136,6 +138,13 @@ def test_the_store_says_what_everything_is(program: Path) -> None:
     for tree in (xr.open_datatree(store_url(output), engine="zarr"), open_program(output)):
         shared = [tree[path] for path in tree.groups if "groups/" in path and "sky_shape" in tree[path]]
         assert [group["agrees"].values.sum() for group in shared if group.sizes["member"] == 5] == [4]
+        (group,) = [group for group in shared if group.sizes["member"] == 5]
+        assert group["shared_sky"].dims == ("sky_y", "sky_x")
+        assert float(group["shared_sky"].mean()) == pytest.approx(float(group["reference"]), rel=0.01)
+    # The report draws it, and not its coefficients.
+    page = Path(write_report(output)).read_text(encoding="utf-8")
+    assert re.search(r'aria-label="the shared sky: from \S+ to \S+ MJy/sr"', page)
+    assert "Legendre coefficients" not in page
 
 
 @pytest.mark.parametrize("chunks", [{"y": 100}, {"y": 77, "x": 300}, {"x": 64}])

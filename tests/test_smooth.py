@@ -227,6 +227,8 @@ def test_a_night_is_closer_to_its_skies_than_each_frame():
 def test_what_a_night_knows_has_names_and_units():
     night = combine_night(night_of()[1], NIGHT)
     assert {name: v.dims for name, v in night.items()} == {
+        "shared_sky": ("channel", "sky_y", "sky_x"),
+        "lens": ("channel", "sky_y", "sky_x"),
         "background_coefficients": ("member", "channel", "order_y", "order_x"),
         "shared_coefficients": ("channel", "order_y", "order_x"),
         "vignetting": ("channel", "order_y", "order_x"),
@@ -237,6 +239,10 @@ def test_what_a_night_knows_has_names_and_units():
     }
     assert all("long_name" in v.attrs for v in night.values())
     assert night["member"].values.tolist() == ["e0", "e1", "e2", "e3"]
+    # Of the light the most comes in the middle.
+    middle = {name: night.sizes[name] // 2 for name in ("sky_y", "sky_x")}
+    assert (night["lens"].isel(middle) > night["lens"].isel(sky_y=0, sky_x=0)).all()
+    assert night["shared_sky"].notnull().all()
     # Of the light 0.57 comes to the corners, the sky's own curvature included.
     assert (vignetting_in_corners(night) < 0.8).all()
 

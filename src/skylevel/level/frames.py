@@ -5,11 +5,15 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
 from skylevel.errors import UnsupportedFrameError
 from skylevel.kernels.pattern import ColorPattern
 
 MESH_DIMS = ("mesh_y", "mesh_x")
+
+# Along the longer side of a surface that is only looked at.
+_MOST_POINTS = 32
 
 # What tells of rows without a truth: meaning, and in which power of the image's unit.
 JUDGED: Mapping[str, tuple[str, int]] = {
@@ -119,3 +123,11 @@ def _variable(frame: xr.Dataset, name: str, wanted: str) -> xr.DataArray:
     if name not in frame:
         raise UnsupportedFrameError(f"{frame_name(frame)}: has no {name!r}; {wanted}")
     return frame[name]
+
+
+def few_points(shape: tuple[int, int]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return rows and columns in pixel, evenly spread over a frame, at which to draw what is smooth: at most 32."""
+    step = max(shape) / _MOST_POINTS
+    counts = [max(round(n / step), 2) for n in shape]
+    y, x = ((np.arange(count) + 0.5) * n / count - 0.5 for n, count in zip(shape, counts, strict=True))
+    return y, x

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from skylevel.errors import SettingsError
 from skylevel.kernels.mesh import clip_box_size
 from skylevel.kernels.night_pixels import Levelling, divisor_of, level_pixels
-from skylevel.kernels.night_sky import Background, Fitting, Grid, fit_background
+from skylevel.kernels.night_sky import Background, Fitting, Grid, chebyshev, fit_background, frame_coordinate
 from skylevel.kernels.own_boxes import OwnBoxes
 from skylevel.kernels.own_boxes import measure_boxes as measure_own_boxes
 from skylevel.kernels.pattern import ColorPattern
@@ -18,7 +18,7 @@ from skylevel.kernels.tile import Tile
 from skylevel.kernels.vignetting import Night, solve_night
 from skylevel.level.arrays import Output, as_array, gather, later, map_tiles
 from skylevel.level.background import COEFFICIENTS, measure_boxes
-from skylevel.level.frames import MESH_DIMS, color_pattern, frame_name, mesh_coordinates, raw_mosaic
+from skylevel.level.frames import MESH_DIMS, color_pattern, few_points, frame_name, mesh_coordinates, raw_mosaic
 from skylevel.recipes import Channels
 
 # More boxes than any frame needs; they are held in memory several times.
@@ -103,7 +103,8 @@ def combine_night(members: xr.Dataset, recipe: Channels) -> xr.Dataset:
     Returns
     -------
     Dataset
-        ``vignetting`` and ``shared_coefficients`` (channel, order_y, order_x); by `member`: its own
+        ``vignetting`` and ``shared_coefficients`` (channel, order_y, order_x), and as surfaces over the frame, to look
+        at, ``shared_sky`` and ``lens`` (channel, sky_y, sky_x); by `member`: its own
         ``background_coefficients``, ``sky_slope`` (channel, axis), ``shift`` (axis), ``rejected_share``, ``agrees``.
     """
     grid = _grid_of(members["sky_level"])
@@ -143,16 +144,25 @@ def unevenness(estimate: xr.Dataset) -> tuple[NDArray[np.float64], NDArray[np.fl
 
 def _night_dataset(night: Night, members: xr.Dataset, units: str) -> xr.Dataset:
     by_channel, axes = ("channel", *_ORDERS), ("member", "axis")
+    grid = _grid_of(members["sky_level"])
     missing = np.full_like(night.vignetting, np.nan)
     shared = missing if night.shared is None else night.shared.coefficients
-    adu = {"units": units}
+    adu, drawn = {"units": units}, ("channel", "sky_y", "sky_x")
     variables = {
+        "shared_sky": (drawn, _drawn(shared, grid), adu | {"long_name": "mean background of the frames that agree"}),
+        "lens": (
+            drawn, _drawn(night.vignetting, grid), {"units": "1", "long_name": "light that the lens lets through"}
+        ),
         COEFFICIENTS: (
             ("member", *by_channel), night.coefficients, adu | {"long_name": "each frame's background above black"}
         ),
-        "shared_coefficients": (by_channel, shared, adu | {"long_name": "mean background of the frames that agree"}),
+        "shared_coefficients": (
+            by_channel, shared,
+            adu | {"long_name": "mean background of the frames that agree, coefficients", "drawn_as": "shared_sky"},
+        ),
         "vignetting": (
-            by_channel, night.vignetting, {"units": "1", "long_name": "light that the lens lets through, coefficients"}
+            by_channel, night.vignetting,
+            {"units": "1", "long_name": "light that the lens lets through, coefficients", "drawn_as": "lens"},
         ),
         "sky_slope": (
             ("member", "channel", "axis"), night.gradient,
@@ -168,6 +178,13 @@ def _night_dataset(night: Night, members: xr.Dataset, units: str) -> xr.Dataset:
         "axis": ["y", "x"],
     }
     return xr.Dataset(variables, coords={name: (name, np.array(v, dtype=object)) for name, v in names.items()})
+
+
+def _drawn(coefficients: NDArray[np.floating], grid: Grid) -> NDArray[np.float32]:
+    """Return surfaces (channel, sky_y, sky_x) at few points of a frame."""
+    at = [frame_coordinate(i, n) for i, n in zip(few_points(grid.shape), grid.shape, strict=True)]
+    along_y, along_x = (chebyshev(a, n) for a, n in zip(at, coefficients.shape[1:], strict=True))
+    return np.einsum("cij,iy,jx->cyx", coefficients.astype(np.float64), along_y, along_x).astype(np.float32)
 
 
 def _grid(frame: xr.Dataset, recipe: Channels, shape: tuple[int, ...]) -> Grid:

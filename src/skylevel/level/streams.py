@@ -20,7 +20,7 @@ from skylevel.kernels.row_metrics import judged_light, judged_stripes
 from skylevel.kernels.sky import SkyShape, sky_terms, smooth_surface
 from skylevel.kernels.streams import LAGS, StreamNoise, StripePrior
 from skylevel.level.arrays import Array, as_array, gather, later
-from skylevel.level.frames import JUDGED, MESH_DIMS, about_measured, mesh_coordinates, mesh_shape
+from skylevel.level.frames import JUDGED, MESH_DIMS, about_measured, few_points, mesh_coordinates, mesh_shape
 from skylevel.recipes import Rows
 
 # The detectors of NIRCam, NIRISS and NIRSpec have so many columns, and an output for each quarter of them.
@@ -272,6 +272,7 @@ def combine_streams(members: xr.Dataset, recipe: Rows) -> xr.Dataset:
     -------
     Dataset
         ``sky_shape`` (shape_term) and ``reference``, the sky that they share, and the level that it was scaled to;
+        ``shared_sky`` (sky_y, sky_x), the same as a surface over the frame, to look at;
         ``stripes_common``, ``stripes_own`` and ``stripes_exponent``, the stripes' pooled noise; for each exposure
         ``distance`` (member) of its sky from the shared one, 1 being expected, and ``agrees`` (member),
         whether it takes that. NaN and
@@ -288,9 +289,11 @@ def combine_streams(members: xr.Dataset, recipe: Rows) -> xr.Dataset:
         terms = np.full(first.sizes["term"] - 1, np.nan)
         sky = GroupSky(terms, np.nan, StreamNoise(np.nan, np.nan, np.nan), nothing, np.zeros(len(nothing), bool))
     unit = str(first["white_noise"].attrs.get("units", ""))
-    shared = {"units": "", "long_name": "Legendre coefficients of the shared sky but the first, over its level"}
+    about = "Legendre coefficients of the shared sky but the first, over its level"
+    shared = {"units": "", "long_name": about, "drawn_as": "shared_sky"}
     return xr.Dataset(
         {
+            "shared_sky": _shared_sky(sky, first, recipe).assign_attrs(units=unit, long_name="the shared sky"),
             "sky_shape": (("shape_term",), sky.shape, shared),
             "reference": ((), sky.reference, {"units": unit, "long_name": "the shared sky's level"}),
             **{n: ((), v, about_measured(*_NOISE[n], unit)) for n, v in zip(_NOISE, sky.noise, strict=True)},
@@ -299,6 +302,17 @@ def combine_streams(members: xr.Dataset, recipe: Rows) -> xr.Dataset:
         },
         coords={"member": members["exposure"].values} if "exposure" in members.coords else {},
     )  # fmt: skip
+
+
+def _shared_sky(sky: GroupSky, estimate: xr.Dataset, recipe: Rows) -> xr.DataArray:
+    """Return the shared sky as a surface (sky_y, sky_x) of few points over the frame of its members."""
+    shape, settings = _image_shape(estimate), stream_settings(recipe)
+    surface = smooth_surface(
+        sky.reference * np.concatenate([[1.0], sky.shape]), np.zeros(estimate["node"].shape), few_points(shape),
+        shape=shape, degree=settings.sky.degree, spacing=settings.large_sources.spacing,
+    )  # fmt: skip
+    drawn = xr.DataArray(surface.astype(np.float32), dims=("sky_y", "sky_x"))
+    return drawn if "y" in estimate["row_level"].dims else drawn.rename(sky_y="sky_x", sky_x="sky_y").transpose()
 
 
 def _noise_of(estimate: xr.Dataset) -> StreamNoise:

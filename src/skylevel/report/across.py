@@ -195,8 +195,12 @@ def _group_variables(result: xr.Dataset) -> tuple[list[Plot | Plane], list[tuple
     plots: list[Plot | Plane] = []
     values: list[tuple[str, str]] = []
     for key, variable in result.data_vars.items():
+        if str(variable.attrs.get("drawn_as")) in result:
+            # Coefficients of a surface that is drawn.
+            continue
         about = str(variable.attrs.get("long_name") or str(key).replace("_", " "))
         unit = str(variable.attrs.get("units") or "")
+        unit = "" if unit == "1" else unit
         drawn = list(_variable_plots(about, unit, variable))
         plots += drawn
         if not drawn:
@@ -227,5 +231,7 @@ def _group_plane(title: str, plane: Values, dims: list[str], unit: str) -> Plane
 
 def _text(values: Any) -> str:
     flat = np.asarray(values).ravel()
+    if flat.dtype.kind == "f" and not np.isfinite(flat).any():
+        return "–"
     listed = (f"{value:.4g}" if isinstance(value, float) else str(value) for value in flat[:_LISTED].tolist())
     return ", ".join(listed) + (f", … ({flat.size} values)" if flat.size > _LISTED else "")
