@@ -3,22 +3,26 @@
 import json
 import logging
 import os
+import socketserver
 import subprocess
 import sys
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import dask
 import psutil
 import pytest
-from distributed import Client
+from distributed import Client, LocalCluster
 
 from programs import finish, wait_until, write_exposures
-from skylevel.program.cluster import connect, private_folder
+from skylevel.program.cluster import _has_pages, connect, dashboard, private_folder
 
 NOBODY = 65534
 
@@ -122,17 +126,40 @@ def test_an_open_scheduler_is_warned_of(client: Client, caplog: pytest.LogCaptur
     assert warning.startswith(f"{client.scheduler.address} is open: whoever reaches it can run code as its owner")
 
 
-def test_the_dashboard_is_told_of_where_a_page_answers(
-    client: Client, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("has_pages", [True, False])
+def test_the_dashboard_is_told_of_where_a_page_answers(has_pages: bool) -> None:
+    quiet: dict[str, Any] = {"host": "127.0.0.1", "n_workers": 0, "silence_logs": logging.CRITICAL}
+    with (
+        LocalCluster(dashboard_address="127.0.0.1:0" if has_pages else None, **quiet) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        assert dashboard(client).startswith("http://127.0.0.1:") is has_pages
+
+
+def test_a_scheduler_without_bokeh_has_no_pages() -> None:
+    """Its pages say that Bokeh is missing: it answers, but not with what Bokeh brings."""
+    with socketserver.TCPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler) as server:
+        threading.Thread(target=server.handle_request).start()
+        assert not _has_pages(*server.server_address)
+    assert not _has_pages(*server.server_address)
+
+
+@pytest.mark.parametrize(
+    ("link", "expected"),
+    [
+        ("/proxy/{port}/status", "/proxy/{port}/status"),
+        ("{JUPYTERHUB_SERVICE_PREFIX}proxy/{port}/status", "/user/me/proxy/{port}/status"),
+        ("{NOWHERE_SET}proxy/{port}/status", "http://127.0.0.1:{port}/status"),
+    ],
+)
+def test_the_dashboards_address_is_what_dasks_configuration_says(
+    client: Client, monkeypatch: pytest.MonkeyPatch, link: str, expected: str
 ) -> None:
-    caplog.set_level(logging.INFO, "skylevel")
-    for module, told in ((sys.modules.get("bokeh", ...), True), (None, False)):
-        if module is not ...:
-            monkeypatch.setitem(sys.modules, "bokeh", module)
-        caplog.clear()
-        with connect(client.scheduler.address, workers=None, n_exposures=1):
-            pass
-        assert any("dashboard http" in record.message for record in caplog.records) is told
+    """Such as behind jupyter-server-proxy."""
+    monkeypatch.setenv("JUPYTERHUB_SERVICE_PREFIX", "/user/me/")
+    port = client.scheduler_info(n_workers=0)["services"]["dashboard"]
+    with dask.config.set({"distributed.dashboard.link": link}):
+        assert dashboard(client) == expected.format(port=port)
 
 
 class TestPrivateFolder:

@@ -3,6 +3,7 @@
 import dataclasses
 import filecmp
 import itertools
+import json
 import math
 import shutil
 import warnings
@@ -16,8 +17,10 @@ import rawpy
 from astropy.io import fits
 from astropy.wcs import WCS, FITSFixedWarning
 from astropy.wcs.utils import proj_plane_pixel_area
+from PIL import Image
 from scipy.ndimage import maximum_filter
 
+from programs import skylevel_here
 from skylevel import demo
 from skylevel.demo import nircam, schedule
 from skylevel.demo.dng import BLACK_LEVEL, RAW_PLANES
@@ -486,3 +489,52 @@ def test_the_summary_has_a_line_per_exposure_with_units() -> None:
     ]
     assert demo.summary([dataclasses.replace(stripes, rms_after=0.0)]).endswith(" 0  MJy/sr   100.0%")
     assert "nan" in demo.summary([dataclasses.replace(stripes, rms_after=math.nan)])
+
+
+def test_presets_stand_beside_each_other_in_numbers_and_as_a_picture(
+    program: Path, write_output: Callable[..., Path], one_of_each: None, tmp_path: Path
+) -> None:
+    half = write_output(stripes=0.5, sky=0.5)
+    all_of_it = shutil.copytree(half, tmp_path / "all")
+    for path in all_of_it.iterdir():
+        path.unlink()
+    half = half.rename(tmp_path / "half")
+    (tmp_path / "output").mkdir()
+    for path in write_output(stripes=1.0, sky=1.0).iterdir():
+        path.rename(all_of_it / path.name)
+    outputs = {"default": half, "best": all_of_it}
+    compared = demo.measure_comparison(program, outputs)
+    assert [(one.name, one.quantity) for one in compared] == [
+        (NRCB1_A, "stripes"), (NRCB1_A, "amplifiers"), ("night_0001", "gradient")
+    ]  # fmt: skip
+    for one in compared:
+        assert one.after["default"] == pytest.approx(one.before / 2, rel=1e-3)
+        assert one.after["best"] < 1e-4 * one.before
+    # What averages out along a row counts in each amplifier.
+    assert compared[1].before > 1.03 * compared[0].before
+    with Image.open(demo.draw_comparison(program, outputs, tmp_path / "demo.png")) as picture:
+        grey = np.asarray(picture, float)
+    assert grey.shape[1] == 8 + 3 * 308
+    columns = [grey[:, 8 + k * 308 : 308 + k * 308] for k in range(3)]
+    for i in range(1, 4, 2):
+        top = 8 + i * 238 + 23
+        before, default, best = (column[top : top + 200].std() for column in columns)
+        assert before > default > best
+        assert best < 0.1 * before
+
+
+@pytest.mark.slow
+def test_the_command_ends_with_the_presets_numbers_the_report_and_the_picture(
+    one_of_each: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert skylevel_here("demo", "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["report"], told["picture"]) == ("skylevel-demo/levelled/report.html", "skylevel-demo/demo.png")
+    assert Path(told["report"]).exists()
+    assert Path(told["picture"]).exists()
+    _, amplifiers, gradient = told["compared"]
+    assert set(gradient["after"]) == {"default", "best", "program"}
+    assert amplifiers["after"]["best"] < 0.6 * amplifiers["after"]["default"]
+    assert gradient["after"]["program"] < 0.02 * gradient["after"]["default"]
+    shutil.rmtree(tmp_path / "skylevel-demo")

@@ -8,7 +8,7 @@ import pytest
 
 import skylevel as sl
 from skylevel.html import table
-from skylevel.program.notebook_bar import notebook_bar
+from skylevel.program.notebook_bar import NotebookBar, notebook_bar
 from skylevel.program.run import ProgramResult
 from skylevel.program.view import ExposureState, ExposureStates
 
@@ -49,3 +49,14 @@ def test_no_bar_outside_a_notebook(monkeypatch):
     assert notebook_bar() is None
     monkeypatch.delitem(sys.modules, "IPython")
     assert notebook_bar() is None
+
+
+def test_the_bar_links_to_the_dashboard(monkeypatch):
+    shown = []
+    display = SimpleNamespace(HTML=str, display=lambda html, **_: shown.append(html))
+    monkeypatch.setitem(sys.modules, "IPython.display", display)
+    bar = NotebookBar()
+    bar.dashboard = '/proxy/8787/status"onclick=x'
+    bar(1, 2)
+    assert '<a href="/proxy/8787/status&quot;onclick=x" target="_blank">dashboard</a>' in shown[0]
+    assert '<progress value="1" max="2"></progress> 1 of 2 exposures' in shown[0]

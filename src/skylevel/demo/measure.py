@@ -125,11 +125,12 @@ def stripes_left(folder: Path, output: Path, stem: str) -> tuple[Values, Values,
 
     NaN where the exposure has no number; less the sky that was taken away with the stripes.
     """
+    truth = read_truth(folder, stem)["stripes"]
     image, unit = read_image(folder / f"{stem}.fits", "SCI")
     path = output / f"{stem}_rowbgsub.fits"
     levelled, _ = read_image(path, "SCI")
     _check_shape(path, levelled, image.shape)
-    stripes = np.where(np.isfinite(image), read_truth(folder, stem)["stripes"], np.nan)
+    stripes = np.where(np.isfinite(image), truth, np.nan)
     # Where the output has no number though the exposure has one, infinite: it is not to be taken for a border.
     left = np.where(np.isfinite(levelled) | np.isnan(image), levelled - (image - stripes), np.inf)
     return stripes, left, unit

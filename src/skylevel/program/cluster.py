@@ -1,6 +1,5 @@
 """Where to run: this machine, a scheduler's address, or SLURM."""
 
-import importlib.util
 import logging
 import math
 import os
@@ -12,7 +11,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
+from http import HTTPStatus
+from http.client import HTTPConnection, HTTPException
 from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,8 @@ _CANNOT_START = "cannot start workers on this machine"
 _ASK_WORKERS_TIMES = 3
 # Seconds in which a client sees that its scheduler is gone.
 _SCHEDULER_IS_MISSED_WITHIN = 1.0
+# Seconds in which a scheduler says whether it has pages.
+_PAGE_TIMEOUT = 2.0
 _SQUEUE_EVERY = (1.0, 30.0)
 
 
@@ -162,7 +165,7 @@ def _local(workers: int | None, n_exposures: int) -> Iterator[Client]:
         _local_cluster(n_workers, loop) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
-        log.info("%s on this machine%s", number_of(n_workers, "worker"), _dashboard(client))
+        log.info("%s on this machine%s", number_of(n_workers, "worker"), _and_dashboard(client))
         yield client
 
 
@@ -261,9 +264,35 @@ def private_folder() -> str:
     return tempfile.mkdtemp(prefix="skylevel-", dir=parent)
 
 
-def _dashboard(client: Client) -> str:
-    """Return where a browser sees what goes on; empty where Bokeh is missing, without which no page answers."""
-    return f"; dashboard {client.dashboard_link}" if importlib.util.find_spec("bokeh") else ""
+def dashboard(client: Client) -> str:
+    """Return where a browser sees what goes on; empty where no page answers.
+
+    Behind a proxy, as a notebook's server may be one, ``distributed.dashboard.link`` of Dask's configuration says what
+    a browser asks for, such as ``/proxy/{port}/status``.
+    """
+    host, _ = get_address_host_port(client.scheduler.address)
+    port = client.scheduler_info(n_workers=0)["services"].get("dashboard")
+    if not (port and _has_pages(host, port)):
+        return ""
+    try:
+        return str(client.dashboard_link)
+    except KeyError:
+        # The configuration names a variable that this process's environment does not have.
+        return f"http://{host}:{port}/status"
+
+
+def _has_pages(host: str, port: int) -> bool:
+    """Return whether a scheduler has Bokeh, without which its pages only say so; and a page is slow to make."""
+    connection = HTTPConnection(host, port, timeout=_PAGE_TIMEOUT)
+    with closing(connection), suppress(OSError, HTTPException):
+        connection.request("HEAD", "/static/js/bokeh.min.js")
+        return connection.getresponse().status == HTTPStatus.OK
+    return False
+
+
+def _and_dashboard(client: Client) -> str:
+    link = dashboard(client)
+    return f"; dashboard {link}" if link else ""
 
 
 @contextmanager
@@ -275,7 +304,7 @@ def _existing(address: str) -> Iterator[Client]:
     except (OSError, ValueError) as error:
         raise ClusterError(f"{address}: no scheduler answers: {error}") from error
     with client:
-        log.info("scheduler %s%s", address, _dashboard(client))
+        log.info("scheduler %s%s", address, _and_dashboard(client))
         if address.startswith("tcp://"):
             log.warning("%s is open: whoever reaches it can run code as its owner; tls:// lets nobody else in", address)
         yield client
@@ -297,7 +326,7 @@ def _slurm(jobs: int) -> Iterator[Client]:
     ):
         try:
             _submit(cluster, jobs)
-            log.info("SLURM, jobs submitted: %d%s", len(_job_ids(cluster)), _dashboard(client))
+            log.info("SLURM, jobs submitted: %d%s", len(_job_ids(cluster)), _and_dashboard(client))
             _await_first_job(cluster, client)
             # As many as were asked for, all along: adapting replaces the jobs that are lost.
             cluster.adapt(minimum_jobs=jobs, maximum_jobs=jobs, interval="2 s")

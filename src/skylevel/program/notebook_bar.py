@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable
+from html import escape
 from importlib import import_module
 from typing import Any
 
@@ -10,27 +10,37 @@ from typing import Any
 _EVERY = 0.2
 
 
-def notebook_bar() -> Callable[[int, int], None] | None:
+def notebook_bar() -> "NotebookBar | None":
     """Return what shows how many exposures are finished, in the output of a notebook's cell; elsewhere None."""
     # Whoever runs in a notebook has imported it.
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython else None
-    return _Bar() if hasattr(shell, "kernel") else None
+    return NotebookBar() if hasattr(shell, "kernel") else None
 
 
-class _Bar:
-    """Called with how many are finished, and of how many."""
+class NotebookBar:
+    """Called with how many are finished, and of how many.
+
+    Attributes
+    ----------
+    dashboard : str
+        Address of the cluster's, to which the bar then links.
+    """
 
     def __init__(self) -> None:
+        self.dashboard = ""
         self._handle: Any = None
         self._shown = 0.0
 
     def __call__(self, count: int, total: int) -> None:
+        """Show how far the run is."""
         if count < total and time.monotonic() - self._shown < _EVERY:
             return
         # Of the notebook alone: nobody else has it.
         shown: Any = import_module("IPython.display")
         bar = f'<progress value="{count}" max="{total}"></progress> {count} of {total} exposures'
+        if self.dashboard:
+            bar += f' <a href="{escape(self.dashboard)}" target="_blank">dashboard</a>'
         if self._handle is None:
             self._handle = shown.display(shown.HTML(bar), display_id=True)
         else:

@@ -24,12 +24,12 @@ from skylevel.io.urls import without_secrets
 from skylevel.jobs import job_of
 from skylevel.memory import process_memory
 from skylevel.program.associations import write_associations
-from skylevel.program.cluster import check_workers, connect, worker_memory
+from skylevel.program.cluster import check_workers, connect, dashboard, worker_memory
 from skylevel.program.combine import combine_group
 from skylevel.program.fan_out import fan_out, require_scheduler, result_of
 from skylevel.program.forecast import Need, cautions, forecast, impossible, require_disk, too_large
 from skylevel.program.ledger import Group, Ledger, Steps
-from skylevel.program.notebook_bar import notebook_bar
+from skylevel.program.notebook_bar import NotebookBar, notebook_bar
 from skylevel.program.places import settle, work_left
 from skylevel.program.plan import Exposure, RecipeChoice, make_plan, partition, read_plan, store_url, summarize
 from skylevel.program.sealed import open_sealed, seal
@@ -217,6 +217,8 @@ def run_plan(
         log.info("%s: %d done already, to do: %s", number_of(len(plan), "exposure"), len(skipped), counts)
         if left:
             with (target or Target()).connected(len(left)) as client:
+                if isinstance(progress, NotebookBar):
+                    progress.dashboard = dashboard(client)
                 _execute(session, _Cluster(client, session), progress)
         _describe(session)
     return session.result
