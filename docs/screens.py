@@ -3,11 +3,14 @@
 Run after the demo, in whose folder they are taken: `make pictures`.
 """
 
+import os
+import pty
 import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -56,12 +59,18 @@ def terminal(folder: Path) -> None:
 
 
 def _session(folder: Path, commands: Sequence[tuple[list[str], str]]) -> Iterator[Text]:
+    """Run commands on a terminal that can do nothing but print: without the bar, which is gone in the end."""
+    environment = {**os.environ, "TERM": "dumb", "COLUMNS": str(COLUMNS), "LINES": "50"}
     for arguments, typed in commands:
         yield Text(f"$ {typed}", style="bold")
-        done = subprocess.run(
-            [SKYLEVEL, *arguments], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True
-        )
-        yield Text.from_ansi(done.stdout.replace(str(folder.resolve()), "~/skylevel-demo").rstrip())
+        ours, its = pty.openpty()
+        with subprocess.Popen([SKYLEVEL, *arguments], cwd=folder, stdout=its, stderr=its, env=environment) as process:
+            os.close(its)
+            with suppress(OSError), os.fdopen(ours, encoding="utf-8") as screen:  # its end is an error
+                for line in screen:
+                    yield Text.from_ansi(line.rstrip())
+        if process.returncode:
+            raise SystemExit(f"{typed}: ended with status {process.returncode}")
 
 
 def report(folder: Path) -> None:
