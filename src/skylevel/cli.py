@@ -4,6 +4,7 @@ import io
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -195,8 +196,8 @@ def run(inputs: tuple[str, ...], output: str, **options: Any) -> int:
             target = Target(cluster=options["cluster"], workers=options["workers"])
             result = run_plan(plan, output, target=target, **what, progress=progress)
         write_associations(inputs, plan, output, result.failed)
-    report = None if options["no_report"] else report_of(result, is_share=bool(share))
-    print_result(result, report=report, as_json=options["as_json"])
+    write_report = partial(report_of, result, is_share=bool(share))
+    print_result(result, as_json=options["as_json"], write_report=None if options["no_report"] else write_report)
     return FAILED if result.failed else 0
 
 
@@ -225,7 +226,7 @@ def export(output: str, as_json: bool, cluster: str, workers: int | None, quiet:
 
     with reporting(output, quiet=quiet) as progress:
         result = export_program(output, target=Target(cluster=cluster, workers=workers), progress=progress)
-    print_result(result, report=None, as_json=as_json)
+    print_result(result, as_json=as_json)
     return FAILED if result.failed else 0
 
 
@@ -304,7 +305,7 @@ def demo(output: str, as_json: bool, cluster: str, workers: int | None, quiet: b
     with reporting(str(levelled), quiet=quiet) as progress:
         results = _level_demo(sources, levelled, Target(cluster=cluster, workers=workers), progress)
     if failed := [result for result in results.values() if result.failed]:
-        print_result(failed[0], report=report_of(failed[0]), as_json=as_json)
+        print_result(failed[0], as_json=as_json, write_report=partial(report_of, failed[0]))
         return FAILED
     folders = {preset: Path(result.output) for preset, result in results.items()}
     picture = draw_comparison(program, folders, Path(output, "demo.png"))

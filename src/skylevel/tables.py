@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from skylevel.demo import Comparison
@@ -22,11 +22,21 @@ from skylevel.terminal import console, errors, print_columns, print_facts, print
 _TO_DO = {Steps.MEASURE: "measure", Steps.EXPORT: "export"}
 
 
-def print_result(result: ProgramResult, *, report: str | None, as_json: bool) -> None:
-    """Print what became of a run: what is done, what failed and why, where the files are."""
+def print_result(
+    result: ProgramResult, *, as_json: bool, write_report: Callable[[], str | None] | None = None
+) -> None:
+    """Print what became of a run: what is done, what failed and why, where the files are.
+
+    The report is written last: whoever reads the table need not wait for it.
+    """
+    if as_json:
+        print_json(result_document(result, write_report() if write_report else None))
+    else:
+        width = _print_result(result_document(result, None))
     for reason in result.failed.values():
         say(f"failed: {reason}", to=errors)
-    (print_json if as_json else _print_result)(result_document(result, report))
+    if not as_json and write_report and (report := write_report()):
+        print_facts([("report", report)], width)
 
 
 def result_document(result: ProgramResult, report: str | None) -> dict[str, Any]:
@@ -42,15 +52,15 @@ def result_document(result: ProgramResult, report: str | None) -> dict[str, Any]
     }
 
 
-def _print_result(told: Mapping[str, Any]) -> None:
+def _print_result(told: Mapping[str, Any]) -> int:
     before = [("done before", str(len(told["done_before"])))] if told["done_before"] else []
     took = [("work", _work(told["done"]))] if told["done"] else []
-    report = [("report", told["report"])] if told["report"] else []
     done, failed = (str(len(told[state])) for state in ("done", "failed"))
-    where = [("outputs", told["output"]), ("store", told["store"]), *report]
-    print_facts([("done", done), *before, ("failed", failed), *took, *where])
+    where = [("outputs", told["output"]), ("store", told["store"])]
+    width = print_facts([("done", done), *before, ("failed", failed), *took, *where])
     for advice in told["advice"]:
         say(advice)
+    return width
 
 
 def _work(done: Sequence[Mapping[str, Any]]) -> str:

@@ -97,11 +97,12 @@ def say(text: object, *, to: Console = console, indent: int = 2) -> None:
     to.print(line, markup=False)
 
 
-def print_facts(rows: Sequence[tuple[str, str]]) -> None:
-    """Print names, and beside them what is said of each."""
-    width = max(len(name) for name, _ in rows) + _GAP
+def print_facts(rows: Sequence[tuple[str, str]], width: int = 0) -> int:
+    """Print names, and beside them what is said of each; return how wide the names' column is, at least `width`."""
+    width = max(width, *(len(name) + _GAP for name, _ in rows))
     for name, text in rows:
         say(f"{name:{width}}{said(text)}", indent=width)
+    return width
 
 
 def print_columns(rows: Sequence[tuple[str, ...]]) -> None:
