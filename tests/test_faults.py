@@ -36,7 +36,7 @@ from programs import (
 )
 from skylevel.errors import SchedulerLostError
 from skylevel.io.store import ProgramStore
-from skylevel.program.cluster import check_workers
+from skylevel.program.cluster import check_workers, connect
 from skylevel.program.fan_out import fan_out
 from skylevel.program.plan import make_plan
 from skylevel.program.run import run, run_partition
@@ -105,10 +105,11 @@ class TestWorkersDie:
     def test_of_one_file_every_time(
         self, program: Path, undisturbed: dict, slow: dict, tmp_path: Path, start: Callable
     ) -> None:
-        """It alone fails, by name; those that were in flight beside it are done."""
+        """It alone fails, by name; those that were in flight beside it are done, however late workers are back."""
         shutil.copytree(program, tmp_path / "in")
         shutil.copy2(program / "e05.fits", tmp_path / "in" / "e05killer.fits")
-        process = start("run", tmp_path / "in", "--output", tmp_path / "out", "--workers", 2, env=slow)
+        impatient = {**slow, "DASK_DISTRIBUTED__DEPLOY__LOST_WORKER_TIMEOUT": "100 ms"}
+        process = start("run", tmp_path / "in", "--output", tmp_path / "out", "--workers", 2, env=impatient)
         ended = finish(process)
         assert (ended.returncode, done_in(ended)) == (1, COUNT)
         failed = [line for line in ended.stderr.splitlines() if line.startswith("failed: ")]
@@ -117,6 +118,19 @@ class TestWorkersDie:
         assert "its worker died each time it was tried" in failed[0]
         assert set(ProgramStore(str(tmp_path / "out" / "program.zarr")).failures()) == {"e05killer"}
         assert pixels_of(tmp_path / "out") == undisturbed
+
+
+    def test_and_none_can_be_started_again(self) -> None:
+        """The run ends, and says what to do; nothing waits for a worker that never comes."""
+        with connect("local", workers=1, n_exposures=1) as client:
+            (nanny,) = client.cluster.workers.values()
+
+            def submit(item: int) -> Future:
+                client.cluster.loop.add_callback(nanny.close)
+                return client.submit(time.sleep, 600)
+
+            with pytest.raises(SchedulerLostError, match="run the same command again"):
+                list(fan_out(client, submit, [0], in_flight=lambda: 1))
 
 
 def _sleep_or_die(item: int) -> int:

@@ -24,6 +24,7 @@ from dask.utils import parse_timedelta
 from distributed import Client, LocalCluster, Security, Status
 from distributed.comm import get_address_host_port
 from distributed.utils import LoopRunner
+from tornado.ioloop import PeriodicCallback
 
 from skylevel.errors import ClusterError, SchedulerLostError
 from skylevel.io.names import number_of
@@ -44,6 +45,9 @@ SCHEDULER_SETTINGS = {
 # each thread does, 50 times whether a loop is late, 10 times at the memory. It does so less often there.
 LOCAL_SETTINGS = {
     "distributed.admin.tick.interval": "500 ms",
+    # A worker that died is back when its process has started, however long a busy machine takes for that. After 15 s
+    # Dask would give up its place for good, and a run whose last place is given up would wait for ever.
+    "distributed.deploy.lost-worker-timeout": "7 d",
     # Looking can freeze a worker in Python 3.11, in the middle of a garbage collection (dask/distributed#8616).
     "distributed.worker.profile.enabled": sys.version_info >= (3, 12),
     "distributed.worker.profile.interval": "200 ms",
@@ -60,6 +64,9 @@ _LOOPBACK = "127.0.0.1"
 _NOT_STARTED = (ImportError, MemoryError, OSError, RuntimeError)
 _CANNOT_START = "cannot start workers on this machine"
 _ASK_WORKERS_TIMES = 3
+# Milliseconds between two looks at whether any worker is left, and what says that one is not.
+_LOOK_FOR_WORKERS_EVERY = 5000
+_ENDED = (Status.closing, Status.closed, Status.failed)
 # Seconds in which a client sees that its scheduler is gone.
 _SCHEDULER_IS_MISSED_WITHIN = 1.0
 # Seconds in which a scheduler says whether it has pages.
@@ -164,6 +171,7 @@ def _local(workers: int | None, n_exposures: int) -> Iterator[Client]:
         _loop_deaf_to_interrupts() as loop,
         _local_cluster(n_workers, loop) as cluster,
         Client(cluster, set_as_default=False) as client,
+        _given_up_without_workers(cluster, client),
     ):
         log.info("%s on this machine%s", number_of(n_workers, "worker"), _and_dashboard(client))
         yield client
@@ -200,6 +208,24 @@ def _start_local(n_workers: int, loop: Any) -> LocalCluster:
         silence_logs=logging.CRITICAL,
         loop=loop,
     )
+
+
+@contextmanager
+def _given_up_without_workers(cluster: LocalCluster, client: Client) -> Iterator[None]:
+    """Close the client once no worker is left and none will come: what cannot start one again has closed for good."""
+
+    async def look() -> None:
+        if all(nanny.status in _ENDED for nanny in cluster.workers.values()):
+            log.error("every worker has ended, and none can be started in its place")
+            watch.stop()
+            await client.close()
+
+    watch = PeriodicCallback(look, _LOOK_FOR_WORKERS_EVERY)
+    cluster.loop.add_callback(watch.start)
+    try:
+        yield
+    finally:
+        cluster.loop.add_callback(watch.stop)
 
 
 def _require_loopback() -> None:
