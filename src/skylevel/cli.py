@@ -133,6 +133,7 @@ def run(inputs: tuple[str, ...], output: str, **options: Any) -> int:
     recipes = _recipes(options["recipe"], options["preset"], options["config"], options["settings"])
     share = _share(options["partition"])
     from skylevel.program.associations import write_associations
+    from skylevel.program.own_worker import own_worker
     from skylevel.program.plan import make_plan
     from skylevel.program.run import Target, run_partition, run_plan
 
@@ -150,11 +151,12 @@ def run(inputs: tuple[str, ...], output: str, **options: Any) -> int:
     if options["dry_run"]:
         return _print_plan(plan, output, verify=options["verify"])
     what = {"overwrite": options["overwrite"], "verify": options["verify"]}
-    with _reporting(output, quiet=options["quiet"]) as progress:
+    alone = own_worker(wanted=not share and options["cluster"] == "local")
+    with alone as own, _reporting(output, quiet=options["quiet"]) as progress:
         if share:
             result = run_partition(plan, output, share, **what, progress=progress)
         else:
-            target = Target(cluster=options["cluster"], workers=options["workers"])
+            target = Target(cluster=options["cluster"], workers=options["workers"], own=own)
             result = run_plan(plan, output, target=target, **what, progress=progress)
         write_associations(inputs, plan, output, result.failed)
     code = _print_result(result)
@@ -292,6 +294,9 @@ def _share(text: str | None) -> tuple[int, int] | None:
 @contextmanager
 def _reporting(output: str, *, quiet: bool) -> Iterator[Callable[[int, int], None]]:
     """Log lines to the terminal and to OUTPUT/skylevel.log, and show a progress bar on a terminal."""
+    from skylevel.memory import collect_as_usual
+
+    collect_as_usual()
     # What becomes of a cluster is said in our own lines, not in the tracebacks that Dask logs.
     for name in ("asyncio", "distributed", "distributed.client", "tornado.application"):
         logging.getLogger(name).setLevel(logging.CRITICAL)

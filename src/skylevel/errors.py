@@ -45,5 +45,9 @@ class ClusterError(SkylevelError):
     """The cluster could not be reached or started, or its workers do not fit this client."""
 
 
+class WorkerDiedError(SkylevelError):
+    """Whoever worked on an exposure died each time it was tried."""
+
+
 class SchedulerLostError(ClusterError):
     """The scheduler died or went out of reach in the middle of a run; what was done is stored."""
