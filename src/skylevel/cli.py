@@ -133,10 +133,11 @@ def run(inputs: tuple[str, ...], output: str, **options: Any) -> int:
     recipes = _recipes(options["recipe"], options["preset"], options["config"], options["settings"])
     share = _share(options["partition"])
     from skylevel.program.associations import write_associations
-    from skylevel.program.own_worker import own_worker
+    from skylevel.program.own_worker import let_xarray_ask, own_worker
     from skylevel.program.plan import make_plan
     from skylevel.program.run import Target, run_partition, run_plan
 
+    let_xarray_ask()
     with _logging([_terminal_handler(options["quiet"])]):
         plan = make_plan(
             inputs,

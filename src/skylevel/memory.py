@@ -43,11 +43,7 @@ def keep_freed_memory() -> bool:
 
 
 def collect_as_usual() -> None:
-    """Let Python look for garbage as often as it does by itself: from here on arrays may hang on it.
-
-    What is there by now is no garbage, and is not looked at again.
-    """
-    gc.freeze()
+    """Let Python look for garbage as often as it does by itself: from here on arrays may hang on it."""
     gc.set_threshold(*_USUALLY)
 
 

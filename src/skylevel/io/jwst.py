@@ -326,7 +326,9 @@ def size_and_field(frame: xr.Dataset) -> str:
     ny, nx = frame["sci"].shape
     line = f"{Path(frame.attrs['path']).name}: {ny} x {nx} pixels"
     try:
-        scale = _tangent_scale(frame.attrs["wcs"]) or _celestial_scale(frame)
+        header = fits.Header.fromstring(frame.attrs["wcs"], sep="\n")
+        _require_bounded(header, line)
+        scale = _tangent_scale(header) or _celestial_scale(frame)
     except Exception:
         # As in `frame_wcs`; a line for the log is not worth an exposure.
         return line
@@ -335,9 +337,8 @@ def size_and_field(frame: xr.Dataset) -> str:
     return line + f' = {ny * scale:g}" x {nx * scale:g}" ({scale:.2f}" / pixel)'
 
 
-def _tangent_scale(cards: str) -> float | None:
+def _tangent_scale(header: fits.Header) -> float | None:
     """Return the side of a pixel in arcsec where coordinates are written as JWST's are; None of others: ask WCSLIB."""
-    header = fits.Header.fromstring(cards, sep="\n")
     kinds = [str(header.get(f"CTYPE{axis}")).removesuffix("-SIP") for axis in (1, 2)]
     units = [header.get(f"CUNIT{axis}", "deg") for axis in (1, 2)]
     written = {name[:2] for name in header if re.fullmatch(r"(CD|PC)\d_\d|CROTA\d", name)}

@@ -48,7 +48,6 @@ def own_worker(*, wanted: bool) -> Iterator["OwnWorker | None"]:
     if not wanted or threading.active_count() > 1:
         yield None
         return
-    _let_xarray_ask()
     worker = OwnWorker()
     try:
         yield worker
@@ -56,11 +55,11 @@ def own_worker(*, wanted: bool) -> Iterator["OwnWorker | None"]:
         worker.end()
 
 
-def _let_xarray_ask() -> None:
-    """Let xarray ask what Dask's arrays are while there are none.
+def let_xarray_ask() -> None:
+    """Let xarray ask what Dask's arrays are while there are none: for a process that is all skylevel's.
 
-    It does so at the first variable, once and for all, and would import ``dask.array``, which takes as long as the
-    rest of a run of one small exposure. It asks because such an array may hold a masked one, which none here does.
+    It does so at the first variable, once and for all, and would import ``dask.array`` for it, which takes longer than
+    to level a small exposure. It asks because such an array may hold masked ones, which none here does.
     """
     if "dask.array" not in sys.modules:
         sys.modules["dask.array"] = None  # type: ignore[assignment]
@@ -79,17 +78,17 @@ class OwnWorker:
     def _start(self) -> None:
         context = multiprocessing.get_context("fork")
         here, there = context.Pipe()
-        self._process = context.Process(target=_serve, args=(there, here), name="skylevel worker", daemon=True)
+        process = context.Process(target=_serve, args=(there, here), name="skylevel worker", daemon=True)
         # A terminal sends them to all, and a batch system too: they are for this process, which ends its worker.
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
         try:
-            self._process.start()
+            process.start()
         except OSError as error:
             raise ClusterError(f"cannot start workers on this machine: {error}") from error
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         there.close()
-        self._connection = here
+        self._process, self._connection = process, here
 
     def get_ready(self) -> None:
         """Let it import, while this process does something else, what an exposure needs and a plan does not."""
