@@ -27,11 +27,11 @@ from programs import (
 )
 from skylevel.errors import SkylevelError, StoreError, WorkerDiedError
 from skylevel.io.store import ProgramStore
-from skylevel.program import own_worker as module
 from skylevel.program.own_worker import OwnWorker
 
 pytestmark = pytest.mark.once
 
+PLENTY = 1 << 40
 STOPPED = "skylevel: stopped. What is done is stored; run the same command again to do the rest."
 
 
@@ -169,22 +169,21 @@ class TestCalls:
 
     def test_results_and_exceptions_come_back(self, worker: OwnWorker) -> None:
         worker.get_ready()
-        assert worker.call(partial(max, 1, 2)) == 2
+        assert worker.call(partial(max, 1, 2), memory=PLENTY) == 2
         with pytest.raises(StoreError, match="x: no"):
-            worker.call(partial(_raise, StoreError("x: no")))
+            worker.call(partial(_raise, StoreError("x: no")), memory=PLENTY)
         with pytest.raises(SkylevelError, match=r"^OddError: 1 and 2$"):
-            worker.call(_raise_odd)
-        assert worker.call(os.getpid) not in (os.getpid(), None)
+            worker.call(_raise_odd, memory=PLENTY)
+        assert worker.call(os.getpid, memory=PLENTY) not in (os.getpid(), None)
 
-    def test_more_memory_than_a_worker_has_ends_it(self, worker: OwnWorker, monkeypatch: pytest.MonkeyPatch) -> None:
-        resident = psutil.Process().memory_info().rss
-        monkeypatch.setattr(module, "own_memory", lambda: resident + (100 << 20))
-        assert worker.call(partial(max, 1, 2)) == 2
+    def test_more_memory_than_a_worker_has_ends_it(self, worker: OwnWorker) -> None:
+        enough = psutil.Process().memory_info().rss + (200 << 20)
+        assert worker.call(partial(max, 1, 2), memory=PLENTY) == 2
         with pytest.raises(WorkerDiedError, match="out of memory"):
-            worker.call(partial(_hold, 400 << 20))
+            worker.call(partial(_hold, 500 << 20), memory=enough)
 
     def test_signals_are_for_the_command_alone(self, worker: OwnWorker) -> None:
-        process = psutil.Process(worker.call(os.getpid))
+        process = psutil.Process(worker.call(os.getpid, memory=PLENTY))
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             process.send_signal(number)
-        assert worker.call(os.getpid) == process.pid
+        assert worker.call(os.getpid, memory=PLENTY) == process.pid

@@ -132,8 +132,15 @@ def run(inputs: tuple[str, ...], output: str, **options: Any) -> int:
     # Before the heavy imports: a mistake is answered at once.
     recipes = _recipes(options["recipe"], options["preset"], options["config"], options["settings"])
     share = _share(options["partition"])
-    from skylevel.program.associations import write_associations
     from skylevel.program.own_worker import let_xarray_ask, own_worker
+
+    own = click.get_current_context().with_resource(
+        own_worker(
+            wanted=not share and not options["dry_run"] and options["cluster"] == "local",
+            at_once=len(inputs) == 1 and Path(inputs[0]).is_file() and not Path(output, "program.zarr").exists(),
+        )
+    )
+    from skylevel.program.associations import write_associations
     from skylevel.program.plan import make_plan
     from skylevel.program.run import Target, run_partition, run_plan
 
@@ -152,8 +159,7 @@ def run(inputs: tuple[str, ...], output: str, **options: Any) -> int:
     if options["dry_run"]:
         return _print_plan(plan, output, verify=options["verify"])
     what = {"overwrite": options["overwrite"], "verify": options["verify"]}
-    alone = own_worker(wanted=not share and options["cluster"] == "local")
-    with alone as own, _reporting(output, quiet=options["quiet"]) as progress:
+    with _reporting(output, quiet=options["quiet"]) as progress:
         if share:
             result = run_partition(plan, output, share, **what, progress=progress)
         else:

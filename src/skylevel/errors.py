@@ -49,5 +49,9 @@ class WorkerDiedError(SkylevelError):
     """Whoever worked on an exposure died each time it was tried."""
 
 
+#: What a `WorkerDiedError` says.
+DIED = "its worker died each time it was tried, the last time alone (out of memory?)"
+
+
 class SchedulerLostError(ClusterError):
     """The scheduler died or went out of reach in the middle of a run; what was done is stored."""

@@ -10,7 +10,7 @@ from uuid import uuid4
 
 from distributed import Client, Future, KilledWorker
 
-from skylevel.errors import SchedulerLostError, WorkerDiedError
+from skylevel.errors import DIED, SchedulerLostError, WorkerDiedError
 from skylevel.io.names import number_of
 from skylevel.io.store import ProgramStore
 from skylevel.program.cluster import check_workers, worker_memory
@@ -31,7 +31,7 @@ from skylevel.program.tasks import (
     require_place,
 )
 from skylevel.program.verify import damage_of_store
-from skylevel.program.workers import DIED, Outcome
+from skylevel.program.workers import Outcome
 from skylevel.version import __version__
 
 # Enough in flight that no worker waits for the driver, few enough that the scheduler stays small.

@@ -8,21 +8,18 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from importlib import import_module
 from multiprocessing.connection import Connection
 from typing import Any
 
 import psutil
-import xarray as xr
-from dask.system import CPU_COUNT
 
-from skylevel.errors import ClusterError, SkylevelError, WorkerDiedError
-from skylevel.memory import collect_as_usual, process_memory
+from skylevel.errors import DIED, ClusterError, SkylevelError, WorkerDiedError
+from skylevel.memory import collect_as_usual
 from skylevel.program.sealed import open_sealed, seal
-from skylevel.program.tasks import get_ready
-from skylevel.program.workers import DIED
 
-# What a worker of Dask's has of a machine's memory, and where Dask ends it; and how often a call that kills its worker
-# is tried, as on a cluster.
+# Where a worker is ended that takes more of its memory, and how often a call that kills its worker is tried: as on a
+# cluster of Dask's.
 _ENDS_AT = 0.95
 _LOOK_EVERY = 0.2
 _ATTEMPTS = 3
@@ -33,23 +30,20 @@ _GET_READY = b""
 _Answer = tuple[bool, Any]
 
 
-def own_memory() -> int:
-    """Bytes that a worker of this machine may use, of as many workers as there are cores."""
-    return process_memory() // CPU_COUNT
-
-
 @contextmanager
-def own_worker(*, wanted: bool) -> Iterator["OwnWorker | None"]:
-    """Give a worker that waits, at next to no cost, and ends with the block; None where nothing can be forked safely.
+def own_worker(*, wanted: bool, at_once: bool) -> Iterator["OwnWorker | None"]:
+    """Give a worker that ends with the block; None where it is not wanted, or nothing can be forked safely.
 
-    It is forked, so that it need not import again what is imported: before there is another thread, whose locks it
-    would find taken for ever.
+    It is forked before there is another thread, whose locks it would find taken for ever, and waits at next to no cost
+    until it is told to get ready; `at_once`, where it is certain that there will be work, and a core for it.
     """
     if not wanted or threading.active_count() > 1:
         yield None
         return
     worker = OwnWorker()
     try:
+        if at_once and len(os.sched_getaffinity(0)) > 1:
+            worker.get_ready()
         yield worker
     finally:
         worker.end()
@@ -64,7 +58,7 @@ def let_xarray_ask() -> None:
     if "dask.array" not in sys.modules:
         sys.modules["dask.array"] = None  # type: ignore[assignment]
         try:
-            xr.Variable((), 0)
+            import_module("xarray").Variable((), 0)
         finally:
             del sys.modules["dask.array"]
 
@@ -91,13 +85,13 @@ class OwnWorker:
         self._process, self._connection = process, here
 
     def get_ready(self) -> None:
-        """Let it import, while this process does something else, what an exposure needs and a plan does not."""
+        """Let it import what an exposure needs, while this process does something else."""
         # Where it was killed, the first call finds out.
         with suppress(OSError):
             self._connection.send_bytes(_GET_READY)
 
-    def call(self, call: Callable[[], Any]) -> Any:
-        """Return what a call gives that the worker makes.
+    def call(self, call: Callable[[], Any], *, memory: int) -> Any:
+        """Return what a call gives that the worker makes, which may use so many bytes.
 
         Raises
         ------
@@ -113,7 +107,7 @@ class OwnWorker:
                 self._start()
             with suppress(EOFError, OSError):
                 self._connection.send_bytes(seal(call))
-                is_result, value = self._answer()
+                is_result, value = self._answer(_ENDS_AT * memory)
                 break
         else:
             raise WorkerDiedError(DIED)
@@ -121,9 +115,8 @@ class OwnWorker:
             raise value
         return value
 
-    def _answer(self) -> _Answer:
+    def _answer(self, most: float) -> _Answer:
         """Wait for an answer, and see meanwhile that the worker keeps to its memory."""
-        most = _ENDS_AT * own_memory()
         while not self._connection.poll(_LOOK_EVERY):
             with suppress(psutil.Error):
                 if psutil.Process(self._process.pid).memory_info().rss > most:
@@ -144,10 +137,16 @@ def _serve(calls: Connection, others_end: Connection) -> None:
     with suppress(EOFError, OSError):
         while True:
             if (sealed := calls.recv_bytes()) == _GET_READY:
-                get_ready()
+                _get_ready()
             else:
                 collect_as_usual()
                 calls.send_bytes(_made(sealed))
+
+
+def _get_ready() -> None:
+    """Import, once, all that a task needs; this module itself imports little, to be there early."""
+    let_xarray_ask()
+    import_module("skylevel.program.tasks").get_ready()
 
 
 def _end_with_parent() -> None:

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
@@ -19,10 +20,10 @@ from skylevel.io.urls import without_secrets
 from skylevel.jobs import job_of
 from skylevel.memory import process_memory
 from skylevel.program.associations import write_associations
-from skylevel.program.forecast import Need, cautions, forecast, impossible, require_disk, too_large
+from skylevel.program.forecast import Need, cautions, forecast, impossible, own_memory, require_disk, too_large
 from skylevel.program.ledger import Group, Ledger, Steps
 from skylevel.program.notebook_bar import notebook_bar
-from skylevel.program.own_worker import OwnWorker, own_memory
+from skylevel.program.own_worker import OwnWorker
 from skylevel.program.places import settle, work_left
 from skylevel.program.plan import Exposure, RecipeChoice, make_plan, partition, read_plan, store_url, summarize
 from skylevel.program.tasks import Record
@@ -110,7 +111,7 @@ class Target:
         """Give who does exposures of the store at a URL; a cluster that is started for it is closed again."""
         if self.own and self._does_alone(needs):
             log.info("1 worker on this machine")
-            yield OneByOne(url, {}, self.own.call)
+            yield OneByOne(url, {}, partial(self.own.call, memory=own_memory()))
             return
         # One exposure needs no cluster, and to import one takes as long as to level it.
         from skylevel.program.cluster import connect  # noqa: PLC0415

@@ -162,7 +162,7 @@ def task(
 
 def get_ready() -> None:
     """Import those parts of SciPy that are imported on first use, in the first exposure."""
-    for part in ("ndimage", "sparse.csgraph", "spatial"):
+    for part in ("ndimage", "sparse.csgraph"):
         import_module(f"scipy.{part}")
     with in_one_thread():
         pass

@@ -12,8 +12,6 @@ from skylevel.version import __version__
 
 Outcome = tuple[Exposure, Record | Exception]
 
-DIED = "its worker died each time it was tried, the last time alone (out of memory?)"
-
 
 class Workers(Protocol):
     """Who does the work.
