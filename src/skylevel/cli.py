@@ -134,6 +134,7 @@ def run(inputs: tuple[str, ...], output: str, **options: Any) -> int:
     share = _share(options["partition"])
     from skylevel.program.own_worker import let_xarray_ask, own_worker
 
+    # Before the heavy imports too: what one exposure needs is imported in two processes at once.
     own = click.get_current_context().with_resource(
         own_worker(
             wanted=not share and not options["dry_run"] and options["cluster"] == "local",

@@ -37,12 +37,13 @@ def own_worker(*, wanted: bool, at_once: bool) -> Iterator["OwnWorker | None"]:
     It is forked before there is another thread, whose locks it would find taken for ever, and waits at next to no cost
     until it is told to get ready; `at_once`, where it is certain that there will be work, and a core for it.
     """
-    if not wanted or threading.active_count() > 1:
+    # Other systems' own libraries do not bear it.
+    if not wanted or threading.active_count() > 1 or not sys.platform.startswith("linux"):
         yield None
         return
     worker = OwnWorker()
     try:
-        if at_once and len(os.sched_getaffinity(0)) > 1:
+        if at_once and (os.cpu_count() or 1) > 1:
             worker.get_ready()
         yield worker
     finally:
@@ -137,7 +138,9 @@ def _serve(calls: Connection, others_end: Connection) -> None:
     with suppress(EOFError, OSError):
         while True:
             if (sealed := calls.recv_bytes()) == _GET_READY:
-                _get_ready()
+                # What cannot be imported, the call that needs it will say.
+                with suppress(Exception):
+                    _get_ready()
             else:
                 collect_as_usual()
                 calls.send_bytes(_made(sealed))
