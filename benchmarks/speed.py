@@ -8,12 +8,16 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+from astropy.io import fits
 from racing import COMPARED, ENVIRONMENT, Command, Contender, both, importable, race, table, verdict, versus
 
 KINDS = ("flat", "sparse", "extended", "crowded")
+# Seconds, of a whole command that levels one exposure.
+START_LIMIT = 1.5
 JWST_PYTHON = "SKYLEVEL_BENCH_JWST_PYTHON"
 
 
@@ -36,7 +40,7 @@ class Bench:
 
 
 def report(bench: Bench) -> str:
-    sections: list[Callable[[Bench], str]] = [rows, channels, without_avx512, cal_file, raw_file, imports]
+    sections: list[Callable[[Bench], str]] = [rows, channels, without_avx512, cal_file, raw_file, imports, one_exposure]
     longer: list[Callable[[Bench], str]] = [sizes, chunks, pipeline, workers]
     texts = []
     for section in sections + ([] if bench.quick else longer):
@@ -315,6 +319,52 @@ What limits it now: `--help` is Python, click and rich; `import skylevel` reads 
 metadata. A worker pays for `import skylevel.level` once, when its first task comes; photutils.segmentation, which only
 the segmentation product imports, takes longer than all that. What the next factor
 would take: rich on first use."""
+
+
+def one_exposure(bench: Bench) -> str:
+    """The whole command, from its start to its end, on two cores."""
+    whole = next(bench.folder.glob("program/*nrcb1_cal.fits"))
+    small, output = bench.folder / "small_cal.fits", bench.folder / "one"
+    _cut_out(whole, small, 256)
+    skylevel = Path(sys.executable).with_name("skylevel")
+
+    def run(path: Path, *options: str) -> Command:
+        clean = partial(shutil.rmtree, output)
+        return Command(skylevel, "run", path, "--output", output, "--quiet", *options, clean=clean)
+
+    plain = Command(sys.executable, "-c", "import numpy, astropy.io.fits")
+    runs = {
+        "256 x 256 pixels": run(small),
+        "2048 x 2048 pixels": run(whole),
+        "the same, `--no-report`": run(whole, "--no-report"),
+        "the same, `--partition 1/1`, without a worker": run(whole, "--partition", "1/1"),
+    }
+    base, *times = race([plain, *runs.values()], bench.rounds(9))
+    lines = []
+    for what, found in zip(runs, times, strict=True):
+        met = "met" if found.wall <= START_LIMIT else "**missed**"
+        limit, met = (f"<= {START_LIMIT} s", met) if what.endswith("pixels") else ("none", "")
+        times_more = f"CPU {found.cpu / base.cpu:.1f}, wall {found.wall / base.wall:.1f}"
+        lines.append([what, both(found), limit, met, times_more])
+    header = ("`skylevel run` of one exposure", "CPU / wall", "limit on wall", "", "times the imports")
+    return f"""## One exposure, the whole command
+
+From the start of the process to its end, its report and the output's check included, where nothing was done before.
+`python -c "import numpy, astropy.io.fits"` takes {both(base)}. The limit is for two quiet cores: where CPU time is much
+less than wall time on one process, others had the cores (the load is told above).
+
+{table(header, lines)}
+
+What limits it now: nearly all of it is importing, xarray with pandas, astropy's FITS with its units, Zarr and SciPy's
+images, at the same time in the command, which plans, and in its worker, which will level. What the next factor would
+take: a server that stays."""
+
+
+def _cut_out(path: Path, target: Path, side: int) -> None:
+    """Write the corner of an exposure, with every HDU."""
+    with fits.open(path) as hdus:
+        cut = [type(h)(h.data[:side, :side], h.header) if h.is_image and h.shape[-2:] != () else h for h in hdus]
+        fits.HDUList(cut).writeto(target)
 
 
 def _imported_by_help() -> str:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from astropy.io import fits
+from astropy.wcs.utils import proj_plane_pixel_scales
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -352,6 +353,30 @@ class TestCoordinates:
     def test_line(self, make_cal):
         line = size_and_field(open_exposure(make_cal()))
         assert line == 'made_cal.fits: 24 x 30 pixels = 0.74304" x 0.9288" (0.03" / pixel)'
+
+    @pytest.mark.parametrize(
+        "cards",
+        [
+            {}, {"CD1_1": None, "CD1_2": None, "CD2_1": None, "CD2_2": None, "CDELT1": -1e-5, "CDELT2": 2e-5},
+            {"CD1_1": None, "CD1_2": None, "CD2_1": None, "CD2_2": None, "CDELT1": 1e-5, "CDELT2": 2e-5,
+             "PC1_1": 0.6, "PC1_2": 0.8, "PC2_1": -0.8, "PC2_2": 0.6},
+            {"CTYPE1": "GLON-TAN", "CTYPE2": "GLAT-TAN"}, {"CD1_1": 3e-5, "CD2_1": 1e-5}, {"CUNIT1": "arcsec"},
+        ],
+    )  # fmt: skip
+    def test_line_has_the_scale_of_wcslib(self, make_cal, cards):
+        """Whether it is asked, which takes long, or not."""
+
+        def edit(hdus):
+            for name, value in cards.items():
+                if value is None:
+                    hdus["SCI"].header.remove(name, ignore_missing=True)
+                else:
+                    hdus["SCI"].header[name] = value
+
+        frame = open_exposure(make_cal(edit=edit))
+        wcs = frame_wcs(frame).celestial
+        scale = proj_plane_pixel_scales(wcs)[0] * wcs.wcs.cunit[0].to("arcsec")
+        assert size_and_field(frame).endswith(f' = {NY * scale:g}" x {NX * scale:g}" ({scale:.2f}" / pixel)')
 
     def test_line_without_coordinates(self, tmp_path):
         fits.PrimaryHDU(scene()).writeto(tmp_path / "a.fits")

@@ -168,11 +168,21 @@ def run(inputs: tuple[str, ...], output: str, **options: Any) -> int:
     recipes = _recipes(options["recipe"], options["preset"], options["config"], options["settings"])
     share = _share(options["partition"])
     paths.learn(inputs, output)
+    from skylevel.program.own_worker import let_xarray_ask, own_worker
+
+    # Before the heavy imports too: what one exposure needs is imported in two processes at once.
+    own = click.get_current_context().with_resource(
+        own_worker(
+            wanted=not share and not options["dry_run"] and options["cluster"] == "local",
+            at_once=len(inputs) == 1 and Path(inputs[0]).is_file() and not Path(output, "program.zarr").exists(),
+        )
+    )
     from skylevel.program.associations import write_associations
     from skylevel.program.plan import make_plan
     from skylevel.program.run import Target, run_partition, run_plan
     from skylevel.tables import print_plan, print_result, report_of
 
+    let_xarray_ask()
     with logging_to([terminal_handler(options["quiet"])]):
         plan = make_plan(
             inputs,
@@ -193,7 +203,7 @@ def run(inputs: tuple[str, ...], output: str, **options: Any) -> int:
         if share:
             result = run_partition(plan, output, share, **what, progress=progress)
         else:
-            target = Target(cluster=options["cluster"], workers=options["workers"])
+            target = Target(cluster=options["cluster"], workers=options["workers"], own=own)
             result = run_plan(plan, output, target=target, **what, progress=progress)
         write_associations(inputs, plan, output, result.failed)
     write_report = partial(report_of, result, is_share=bool(share))

@@ -45,5 +45,13 @@ class ClusterError(SkylevelError):
     """The cluster could not be reached or started, or its workers do not fit this client."""
 
 
+class WorkerDiedError(SkylevelError):
+    """Whoever worked on an exposure died each time it was tried."""
+
+
+#: What a `WorkerDiedError` says.
+DIED = "its worker died each time it was tried, the last time alone (out of memory?)"
+
+
 class SchedulerLostError(ClusterError):
     """The scheduler died or went out of reach in the middle of a run; what was done is stored."""

@@ -1,6 +1,7 @@
 """The memory of this process: its peak, and how the C library hands it out."""
 
 import ctypes
+import gc
 import resource
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from pathlib import Path
 import psutil
 
 _GROUPS = Path("/sys/fs/cgroup")
+# Python's own; see `gc.set_threshold`.
+_USUALLY = (700, 10, 10)
 # From glibc's malloc.h.
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
@@ -37,6 +40,11 @@ def keep_freed_memory() -> bool:
     if mallopt is None:
         return False
     return bool(mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD) and mallopt(_M_TRIM_THRESHOLD, _TRIM_THRESHOLD))
+
+
+def collect_as_usual() -> None:
+    """Let Python look for garbage as often as it does by itself: from here on arrays may hang on it."""
+    gc.set_threshold(*_USUALLY)
 
 
 def process_memory() -> int:

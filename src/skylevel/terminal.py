@@ -32,6 +32,7 @@ from rich.text import Text
 from skylevel.errors import PlanError
 from skylevel.interrupts import stop_in_order
 from skylevel.io.urls import is_remote, shown
+from skylevel.memory import collect_as_usual
 
 console = Console(highlight=False, soft_wrap=True)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -146,6 +147,7 @@ def _plain(value: Any) -> Any:
 @contextmanager
 def reporting(output: str, *, quiet: bool) -> Iterator[Callable[[int, int], None]]:
     """Log lines to the terminal and to OUTPUT/skylevel.log, and show a progress bar on a terminal."""
+    collect_as_usual()
     # What becomes of a cluster is said in our own lines, not in the tracebacks that Dask logs.
     for name in ("asyncio", "distributed", "distributed.client", "tornado.application"):
         logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -29,13 +29,11 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 from astropy.io import fits
-from astropy.wcs import WCS
-from astropy.wcs.utils import proj_plane_pixel_scales
 from numpy.typing import NDArray
 
 from skylevel.errors import SettingsError, ShapeError, UnsupportedFrameError
@@ -61,6 +59,9 @@ from skylevel.io.hdus import Hdu, open_bytes, read_hdus
 from skylevel.io.past import is_resampled, levelled_by
 from skylevel.io.planes import SCALING_CARDS, image_header, variable
 from skylevel.io.planes import FitsPlane as FitsPlane
+
+if TYPE_CHECKING:
+    from astropy.wcs import WCS
 
 # HDUs that hold no picture of the sky, by their names in the files of JWST, HST and others.
 _OTHER_MEANINGS = re.compile(
@@ -279,7 +280,7 @@ def _zero_point_correction(attrs: Mapping[str, Any], zero_point: float) -> float
     return float(zero_point / attrs["photmjsr"])
 
 
-def frame_wcs(frame: xr.Dataset) -> WCS:
+def frame_wcs(frame: xr.Dataset) -> "WCS":
     """Build the world coordinates of an exposure from its image's header.
 
     Parameters
@@ -292,6 +293,9 @@ def frame_wcs(frame: xr.Dataset) -> WCS:
     UnsupportedFrameError
         The frame is no FITS exposure, or its coordinate cards contradict each other.
     """
+    # As slow to import as all else together, and levelling needs no coordinates.
+    from astropy.wcs import WCS  # noqa: PLC0415
+
     if "wcs" not in frame.attrs:
         raise UnsupportedFrameError(f"{frame.attrs.get('path', 'frame')}: has no world coordinates: it is not FITS")
     header, path = fits.Header.fromstring(frame.attrs["wcs"], sep="\n"), frame.attrs["path"]
@@ -322,14 +326,38 @@ def size_and_field(frame: xr.Dataset) -> str:
     ny, nx = frame["sci"].shape
     line = f"{Path(frame.attrs['path']).name}: {ny} x {nx} pixels"
     try:
-        wcs = frame_wcs(frame)
-        if not wcs.has_celestial:
-            return line
-        scale = proj_plane_pixel_scales(wcs.celestial)[0] * wcs.celestial.wcs.cunit[0].to("arcsec")
+        header = fits.Header.fromstring(frame.attrs["wcs"], sep="\n")
+        _require_bounded(header, line)
+        scale = _tangent_scale(header) or _celestial_scale(frame)
     except Exception:
         # As in `frame_wcs`; a line for the log is not worth an exposure.
         return line
+    if scale is None:
+        return line
     return line + f' = {ny * scale:g}" x {nx * scale:g}" ({scale:.2f}" / pixel)'
+
+
+def _tangent_scale(header: fits.Header) -> float | None:
+    """Return the side of a pixel in arcsec where coordinates are written as JWST's are; None of others: ask WCSLIB."""
+    kinds = [str(header.get(f"CTYPE{axis}")).removesuffix("-SIP") for axis in (1, 2)]
+    units = [header.get(f"CUNIT{axis}", "deg") for axis in (1, 2)]
+    written = {name[:2] for name in header if re.fullmatch(r"(CD|PC)\d_\d|CROTA\d", name)}
+    if (kinds, units) != (["RA---TAN", "DEC--TAN"], ["deg", "deg"]) or written not in ({"CD"}, {"PC"}):
+        return None
+    (word,) = written
+    steps = [float(header.get(f"CDELT{axis}", 1.0)) if word == "PC" else 1.0 for axis in (1, 2)]
+    matrix = [[step * float(header.get(f"{word}{i}_{j}", word == "PC" and i == j)) for j in (1, 2)]
+              for i, step in enumerate(steps, 1)]  # fmt: skip
+    return 3600 * math.hypot(matrix[0][0], matrix[1][0]) if np.linalg.det(matrix) else None
+
+
+def _celestial_scale(frame: xr.Dataset) -> float | None:
+    """Return the side of a pixel in arcsec; None where an exposure has no celestial coordinates."""
+    wcs = frame_wcs(frame)
+    if not wcs.has_celestial:
+        return None
+    column = wcs.celestial.pixel_scale_matrix[:, 0]
+    return float(math.hypot(*column) * wcs.celestial.wcs.cunit[0].to("arcsec"))
 
 
 def flux_per_pixel(frame: xr.Dataset, *, zero_point: float | None = None) -> xr.Dataset:

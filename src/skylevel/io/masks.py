@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 from astropy.io import fits
-from astropy.wcs import WCS
 from numpy.typing import NDArray
 
 from skylevel.errors import SettingsError
@@ -68,6 +67,7 @@ def _mask_image(path: str, shape: tuple[int, int]) -> NDArray[np.bool_]:
 
 def _drawn_regions(path: str, shape: tuple[int, int], wcs_cards: str) -> NDArray[np.bool_]:
     try:
+        from astropy.wcs import WCS  # noqa: PLC0415 (slow to import, and regions alone need it)
         from regions import Regions, SkyRegion  # noqa: PLC0415 (an extra)
     except ImportError as error:
         raise SettingsError(f"{path}: regions need the package regions: pip install 'skylevel[regions]'") from error

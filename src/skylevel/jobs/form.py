@@ -3,12 +3,13 @@
 import functools
 from typing import Any
 
-import dask.array as da
+import numpy as np
 import xarray as xr
 
 from skylevel.io.nodes import ArraySpec, Layout
 from skylevel.io.records import is_small
-from skylevel.jobs import Facts, job_for, job_of
+from skylevel.jobs import Facts, Job, job_for, job_of
+from skylevel.level.arrays import Array, Unread, zeros
 from skylevel.recipes import Recipe
 
 # Attributes of a frame on which the form of its measurement may depend.
@@ -28,10 +29,13 @@ def layout_of(recipe: Recipe, facts: Facts) -> Layout:
 def _layout(
     recipe: Recipe, kind: str, shape: tuple[int, int], instrument: tuple[str, str], decisive: tuple[Any, ...]
 ) -> Layout:
-    job, attributes = job_of(recipe), dict(decisive)
-    pixels = da.zeros(shape, attributes.get("dtype", "float32"), chunks=-1)
-    frame = xr.Dataset({job.variable: (("y", "x"), pixels)}, attrs={"kind": kind, **attributes})
-    estimate = job.estimate(frame, recipe, None)
+    job, attributes = job_of(recipe), {"kind": kind, **dict(decisive)}
+    try:
+        # Levels of float64 hold those of any image.
+        estimate = _asked(job, recipe, Unread(shape, np.dtype(np.float64)), attributes)
+    except Exception:
+        # A job of one's own may do with an image what only Dask's arrays can; what it then raises counts.
+        estimate = _asked(job, recipe, zeros(shape, shape[0]), attributes)
     arrays = {
         str(name): ArraySpec(tuple(map(str, v.dims)), v.shape, v.dtype.name, v.attrs)
         for name, v in estimate.items()
@@ -43,6 +47,10 @@ def _layout(
     if job_for(kind) is not job:
         form = f"{form}-{recipe.name}"
     return Layout((*named, form), arrays, coordinates)
+
+
+def _asked(job: Job, recipe: Recipe, pixels: Array, attributes: dict[str, Any]) -> xr.Dataset:
+    return job.estimate(xr.Dataset({job.variable: (("y", "x"), pixels)}, attrs=attributes), recipe, None)
 
 
 def _frozen(value: Any) -> Any:

@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import xarray as xr
-from astropy.time import Time
 
 from skylevel.io import jwst
 from skylevel.io.fits import Image, RowBlocks
@@ -218,6 +217,9 @@ def _number(metrics: Mapping[str, Any], name: str) -> float:
 
 def _time_span(date: str, days: float) -> str:
     """Return the number of the time span in which a date lies; "undated" where it is none."""
+    # As slow to import as all else, and of all recipes one asks for it.
+    from astropy.time import Time  # noqa: PLC0415
+
     try:
         return f"{days:g}d{math.floor(Time(date).mjd / days)}"
     except ValueError:

@@ -3,8 +3,8 @@
 from typing import NamedTuple
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from skylevel.kernels.amplifiers import CELL_WIDTH
 
@@ -157,7 +157,7 @@ def fill_from_nearest(values: Float32, known: Bool) -> Float32:
         return values
     if not known.any():
         return np.zeros_like(values)
-    nearest = ndimage.distance_transform_edt(~known, return_distances=False, return_indices=True)
+    nearest = scipy.ndimage.distance_transform_edt(~known, return_distances=False, return_indices=True)
     return np.asarray(values[tuple(nearest)])
 
 

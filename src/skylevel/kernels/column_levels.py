@@ -1,8 +1,8 @@
 """Levels of detector columns, where they carry power: what is left across rows that were levelled."""
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from skylevel.kernels.cells import spread
 
@@ -43,7 +43,7 @@ def column_level(image: NDArray[np.floating], kept: NDArray[np.bool_], *, gate: 
     at = np.stack([np.maximum(n - 1, 0) // 2, np.minimum(n // 2, values.shape[1] - 1)], axis=1)
     middle = np.take_along_axis(values, at, axis=1).mean(axis=1)
     middle[~known] = np.median(middle[known])
-    rest = middle - ndimage.median_filter(middle, _AROUND, mode="nearest")
+    rest = middle - scipy.ndimage.median_filter(middle, _AROUND, mode="nearest")
     first, third = (values[np.arange(len(n)), (n * part).astype(np.intp)][known] for part in (0.1587, 0.8413))
     expected = float(np.mean(_MEDIAN_INEFFICIENCY**2 * ((third - first) / 2) ** 2 / n[known]))
     found = spread(rest[known])[1] ** 2

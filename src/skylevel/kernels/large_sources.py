@@ -3,8 +3,8 @@
 from typing import NamedTuple
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from skylevel.kernels.amplifiers import CELL_WIDTH, COARSE_CELLS, COARSE_ROWS
 from skylevel.kernels.cells import grown, spread
@@ -88,7 +88,7 @@ def find_large_sources(
         kept = np.where(np.repeat(np.repeat(high, _BLOCK_ROWS, 0), _BLOCK_COLUMNS, 1), _HIGH_WEIGHT, 1.0)
         fit = solve_coarse(model, CoarseCells(cells.value, cells.weight * kept), priors).fit
         high = _above_streams(_blocks(cells.value - fit, cells.weight)[0], known, sought.threshold) | ~known
-    labels, _ = ndimage.label(above_plane, _ANY_SIDE)
+    labels, _ = scipy.ndimage.label(above_plane, _ANY_SIDE)
     share = np.bincount(labels.ravel(), weights=high.ravel()) / np.maximum(np.bincount(labels.ravel()), 1)
     sources = above_plane & (share[labels] > _LEAST_SHARE)
     return _touching_splines(model, grown(sources, _GROWTH))
@@ -129,11 +129,12 @@ def _above_streams(rest: Float64, known: Bool, threshold: float) -> Bool:
     size = np.abs(rest[known])
     rest = rest - np.median(rest[known & (rest <= 3 * np.median(size))])
     scatter = _scatter_below(rest[known])
-    return np.asarray((ndimage.uniform_filter(rest, 3) > threshold * scatter) | (rest > _ALONE * threshold * scatter))
+    together = scipy.ndimage.uniform_filter(rest, 3) > threshold * scatter
+    return np.asarray(together | (rest > _ALONE * threshold * scatter))
 
 
 def _grouped(mask: Bool, n_blocks: int) -> Bool:
-    labels, n = ndimage.label(mask, _ANY_SIDE)
+    labels, n = scipy.ndimage.label(mask, _ANY_SIDE)
     return np.asarray(mask & (np.bincount(labels.ravel(), minlength=n + 1)[labels] >= n_blocks))
 
 
@@ -163,4 +164,4 @@ def spline_rms(nodes: Bool, heights: Float64, *, noise: float, factor: float = 1
     """
     found = np.zeros(nodes.shape)
     found[nodes] = np.maximum(heights, 0)
-    return np.asarray(factor * np.maximum(ndimage.gaussian_filter(found, 0.7)[nodes], floor * noise))
+    return np.asarray(factor * np.maximum(scipy.ndimage.gaussian_filter(found, 0.7)[nodes], floor * noise))

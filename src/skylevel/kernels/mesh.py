@@ -9,9 +9,8 @@ from itertools import pairwise
 from typing import NamedTuple, TypeVar
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.ndimage import spline_filter
-from scipy.spatial import cKDTree
 
 from skylevel.errors import NoBackgroundError
 from skylevel.kernels.sorting import sort_rows
@@ -345,7 +344,7 @@ def _fill_empty(mesh: Float, good: NDArray[np.bool_]) -> Float:
         return mesh
     points = np.argwhere(good)
     k = _IDW_NEIGHBOURS
-    distance, index = cKDTree(points, leafsize=_IDW_LEAF_SIZE).query(np.argwhere(~good), k=k)
+    distance, index = scipy.spatial.cKDTree(points, leafsize=_IDW_LEAF_SIZE).query(np.argwhere(~good), k=k)
     found = np.isfinite(distance)
     weight = np.where(found, 1.0 / distance, 0.0)
     neighbours = mesh[good][np.where(found, index, 0)]
@@ -390,7 +389,8 @@ class Surface:
     def __init__(self, mesh: Float32, y: range, x: Int, *, box_size: tuple[int, int]) -> None:
         self._range = mesh.min(), mesh.max()
         self._side = box_size[0]
-        coefficients = np.pad(spline_filter(mesh, order=3, mode="reflect", output=np.float64), 2, mode="symmetric")
+        coefficients = scipy.ndimage.spline_filter(mesh, order=3, mode="reflect", output=np.float64)
+        coefficients = np.pad(coefficients, 2, mode="symmetric")
         # A tile needs no more rows of the mesh than those about it, however many there are.
         ends, _ = _spline_weights(np.array([y.start, y.stop - 1]), box_size[0])
         self._first_row = ends[0]

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import NamedTuple, Self
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter
 
 from skylevel.errors import NoBackgroundError, SettingsError, ShapeError
 from skylevel.kernels.mesh import weighted_sum
@@ -417,7 +417,7 @@ class _View:
 
 def _blurred(values: Float, width: float) -> Float:
     """Return sums over neighbours within a Gaussian, nothing beyond the mesh's edges."""
-    return np.asarray(gaussian_filter(values, width, mode="constant")) if width else values
+    return np.asarray(scipy.ndimage.gaussian_filter(values, width, mode="constant")) if width else values
 
 
 class _Basis:

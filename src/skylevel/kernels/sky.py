@@ -7,9 +7,9 @@ from itertools import product
 from typing import NamedTuple
 
 import numpy as np
+import scipy
 from numpy.polynomial import hermite_e, legendre
 from numpy.typing import NDArray
-from scipy import linalg
 
 from skylevel.kernels.amplifiers import CELL_WIDTH, COARSE_CELLS, COARSE_ROWS, Grid
 from skylevel.kernels.streams import StreamNoise, block_precision
@@ -334,7 +334,7 @@ class _Streams:
         precision = block_precision(n_y, COARSE_ROWS * grid.slots, noise.exponent)
         prior = np.kron(shared / (n * noise.common + noise.own) + (np.eye(n) - shared) / noise.own, precision)
         weight = self.sums(weights.reshape(-1, 1), weights.shape)[:, 0]
-        self.factor = linalg.cholesky(prior + np.diag(weight), lower=True, check_finite=False, overwrite_a=True)
+        self.factor = scipy.linalg.cholesky(prior + np.diag(weight), lower=True, check_finite=False, overwrite_a=True)
 
     def sums(self, columns: Float64, shape: tuple[int, ...]) -> Float64:
         """Sums (amplifier and coarse row, column) over each amplifier's coarse cells."""
@@ -346,21 +346,21 @@ class _Streams:
         root = np.sqrt(weights).reshape(-1, 1)
         # A product of an array with itself takes half the time of one of two arrays.
         everything = np.hstack([design, cells.reshape(-1, 1)]) * root
-        half = linalg.solve_triangular(self.factor, self.sums(everything * root, cells.shape), lower=True)
+        half = scipy.linalg.solve_triangular(self.factor, self.sums(everything * root, cells.shape), lower=True)
         normal = everything.T @ everything - half.T @ half
         return _Eliminated(normal[:-1, :-1], normal[:-1, -1], half)
 
     def levels(self, inner: _Eliminated, coefficients: Float64) -> Float64:
         """Return the streams (amplifier and coarse row) beside the design's coefficients."""
         rest = inner.half[:, -1] - inner.half[:, :-1] @ coefficients
-        return np.asarray(linalg.solve_triangular(self.factor, rest, lower=True, trans="T"))
+        return np.asarray(scipy.linalg.solve_triangular(self.factor, rest, lower=True, trans="T"))
 
 
 def _marginalised(matrix: Float64, vector: Float64, n: int) -> tuple[SkyInformation, Float64]:
     """Information on the first n unknowns; the others as a linear function of them (other, n + 1), constant last."""
     if len(vector) == n:
         return SkyInformation(matrix, vector), np.zeros((0, n + 1))
-    others = linalg.solve(matrix[n:, n:], np.column_stack([matrix[n:, :n], vector[n:]]), assume_a="pos")
+    others = scipy.linalg.solve(matrix[n:, n:], np.column_stack([matrix[n:, :n], vector[n:]]), assume_a="pos")
     inner = matrix[:n, :n] - matrix[:n, n:] @ others[:, :-1]
     return SkyInformation((inner + inner.T) / 2, vector[:n] - matrix[:n, n:] @ others[:, -1]), others
 

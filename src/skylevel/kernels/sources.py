@@ -3,10 +3,8 @@
 from typing import NamedTuple
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.ndimage import label
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import connected_components
 
 from skylevel.kernels.mesh import Float32, Mesh, Surface
 
@@ -224,8 +222,8 @@ def _connected_in_one(detected: Bool, n_pixels: int) -> Bool:
     n_above = np.searchsorted(start, end - width + 1, side="right") - above
     bounds = np.concatenate([[0], np.cumsum(n_above)])
     touching = np.arange(bounds[-1]) + np.repeat(above - bounds[:-1], n_above)
-    graph = csr_array((np.ones(touching.size, np.int8), touching, bounds), shape=(first.size, first.size))
-    _, source = connected_components(graph, directed=False)
+    graph = scipy.sparse.csr_array((np.ones(touching.size, np.int8), touching, bounds), shape=(first.size, first.size))
+    _, source = scipy.sparse.csgraph.connected_components(graph, directed=False)
     large = np.bincount(source, weights=length)[source] >= n_pixels
     kept.reshape(-1)[at] = np.repeat(large, length)
     return kept
@@ -233,4 +231,4 @@ def _connected_in_one(detected: Bool, n_pixels: int) -> Bool:
 
 def label_sources(mask: Bool) -> NDArray[np.int32]:
     """Number the connected sources of a source mask (y, x) from 1; 0 is no source."""
-    return np.asarray(label(mask, structure=_EDGES_AND_CORNERS)[0], np.int32)
+    return np.asarray(scipy.ndimage.label(mask, structure=_EDGES_AND_CORNERS)[0], np.int32)

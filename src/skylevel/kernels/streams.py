@@ -9,8 +9,8 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import fft, linalg, ndimage
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -104,7 +104,7 @@ def slot_power(n: int, exponent: float) -> Float64:
     ndarray (n // 2 + 1,) float64
         At `numpy.fft.rfftfreq`'s frequencies, with what is folded back from above them; at 0 as at the lowest.
     """
-    f = fft.rfftfreq(n)
+    f = scipy.fft.rfftfreq(n)
     folded = np.abs(f + np.arange(-_ALIASES, _ALIASES + 1)[:, None])
     folded[folded < 0.5 / n] = f[1]
     power = (np.sinc(folded) ** 2 * folded**-exponent).sum(axis=0)
@@ -121,7 +121,7 @@ def _mean_response(f: Float64, n: int) -> Float64:
 def lag_variance(slots: int, exponent: float) -> Float64:
     """Variance (lag,) of the difference of two row means, `LAGS` rows apart, in noise of unit power."""
     n = 1 << 14
-    f = fft.rfftfreq(n)
+    f = scipy.fft.rfftfreq(n)
     power = slot_power(n, exponent) * _mean_response(f, slots) * 2 / n
     apart = np.array(LAGS)[:, None] * slots
     return np.asarray((power * 2 * (1 - np.cos(2 * np.pi * f * apart))).sum(axis=1))
@@ -130,11 +130,11 @@ def lag_variance(slots: int, exponent: float) -> Float64:
 @lru_cache(maxsize=64)
 def block_precision(n: int, slots: int, exponent: float) -> Float64:
     """Inverse covariance (n, n) of consecutive means over `slots` slots, in noise of unit power."""
-    total = fft.next_fast_len(4 * n * slots, real=True)
-    power = slot_power(total, exponent) * _mean_response(fft.rfftfreq(total), slots)
-    covariance = fft.irfft(power, total)[: n * slots : slots]
-    matrix = linalg.toeplitz(covariance) + 1e-9 * covariance[0] * np.eye(n)
-    return np.asarray(linalg.inv(matrix))
+    total = scipy.fft.next_fast_len(4 * n * slots, real=True)
+    power = slot_power(total, exponent) * _mean_response(scipy.fft.rfftfreq(total), slots)
+    covariance = scipy.fft.irfft(power, total)[: n * slots : slots]
+    matrix = scipy.linalg.toeplitz(covariance) + 1e-9 * covariance[0] * np.eye(n)
+    return np.asarray(scipy.linalg.inv(matrix))
 
 
 def lag_scatter(level: Float32, count: Float32, *, white_noise: float, enough: float) -> LagScatter:
@@ -326,19 +326,19 @@ def smooth_streams(
     length = _padded(n)
     power = _strengths(noise, n_amplifiers) * slot_power(length, noise.exponent)
     q, root = _conjugate_gradients(timed, weight, power, length, n_steps)
-    solved = _mix(n_amplifiers).T @ fft.irfft(root * q, length, axis=1)[:, :n]
+    solved = _mix(n_amplifiers).T @ scipy.fft.irfft(root * q, length, axis=1)[:, :n]
     streams = from_time(solved, cells.shape, right_to_left)
     return streams if start is None else streams + start
 
 
 def _padded(n: int) -> int:
     """Length of the periodic stream that n slots are a part of."""
-    return int(fft.next_fast_len(n + n // 4 + 1, real=True))
+    return int(scipy.fft.next_fast_len(n + n // 4 + 1, real=True))
 
 
 def _mix(n_amplifiers: int) -> Float32:
     """Orthonormal mixtures (mixture, amplifier) of the amplifiers; the first is what they share."""
-    return np.asarray(fft.dct(np.eye(n_amplifiers), axis=0, norm="ortho"), np.float32)
+    return np.asarray(scipy.fft.dct(np.eye(n_amplifiers), axis=0, norm="ortho"), np.float32)
 
 
 def _strengths(noise: StreamNoise, n_amplifiers: int) -> Float64:
@@ -361,10 +361,10 @@ def _conjugate_gradients(
     precondition = 1 / (1 + float(weight.mean()) * root**2)
 
     def applied(q: NDArray[np.complex64]) -> NDArray[np.complex64]:
-        return q + adjoint(weight * (mix.T @ fft.irfft(root * q, length, axis=1)[:, :n]))
+        return q + adjoint(weight * (mix.T @ scipy.fft.irfft(root * q, length, axis=1)[:, :n]))
 
     def adjoint(x: Float32) -> NDArray[np.complex64]:
-        return np.asarray(root * fft.rfft(mix @ x, length, axis=1))
+        return np.asarray(root * scipy.fft.rfft(mix @ x, length, axis=1))
 
     def dot(a: NDArray[np.complex64], b: NDArray[np.complex64]) -> float:
         return float(np.sum((a.real * b.real + a.imag * b.imag) * double, dtype=np.float64))
@@ -390,7 +390,7 @@ def _conjugate_gradients(
 def row_power(n: int, slots: int, exponent: float) -> Float64:
     """Power spectrum (n // 2 + 1,) of row means, `slots` slots each, in noise of unit power."""
     total = n * slots
-    power = slot_power(total, exponent) * _mean_response(fft.rfftfreq(total), slots)
+    power = slot_power(total, exponent) * _mean_response(scipy.fft.rfftfreq(total), slots)
     everywhere = np.concatenate([power, power[1 : (total + 1) // 2][::-1]])
     return np.asarray(everywhere.reshape(slots, n).mean(axis=0)[: n // 2 + 1])
 
@@ -423,7 +423,7 @@ def row_to_row(level: Float32, known: NDArray[np.bool_], *, noise: StreamNoise, 
     """
     n, n_amplifiers = level.shape
     mixtures = _mix(n_amplifiers) @ _interpolated(level, known).T
-    power = row_power(fft.next_fast_len(2 * n, real=True), slots, noise.exponent)
+    power = row_power(scipy.fft.next_fast_len(2 * n, real=True), slots, noise.exponent)
     strengths = _strengths(noise, n_amplifiers)[:, 0]
     passed = np.empty_like(mixtures)
     for group in (slice(0, 1), slice(1, None)):
@@ -434,7 +434,7 @@ def row_to_row(level: Float32, known: NDArray[np.bool_], *, noise: StreamNoise, 
 
 def _best_high_pass(values: Float32, power: Float64, white: float) -> Float32:
     """High-pass `values` (mixture, y) with the Gaussian of least expected error against stripes of `power`."""
-    f = fft.rfftfreq(2 * (len(power) - 1))
+    f = scipy.fft.rfftfreq(2 * (len(power) - 1))
     inside = f > 0.5 / values.shape[1]
     # To take nothing off costs all stripes; to take rows off costs their white noise.
     best, least = np.zeros_like(values), float(power[inside].mean())
@@ -442,7 +442,7 @@ def _best_high_pass(values: Float32, power: Float64, white: float) -> Float32:
         response = np.exp(-2 * (np.pi * f * scale) ** 2)
         stopped = (power * response**2)[inside].mean()
         expected = (power * (1 - response) ** 2)[inside].mean() + white
-        passed = values - ndimage.gaussian_filter1d(values, scale, axis=1, mode="nearest")
+        passed = values - scipy.ndimage.gaussian_filter1d(values, scale, axis=1, mode="nearest")
         light = _CAUTION * max(float(np.mean(passed**2)) - expected, 0.0)
         if (cost := light + stopped + white) < least:
             best, least = passed, cost

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-import dask.array as da
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
@@ -14,7 +13,17 @@ from skylevel.kernels.mosaic import subtract_backgrounds
 from skylevel.kernels.night_pixels import Levelling, level_pixels
 from skylevel.kernels.pattern import ColorPattern
 from skylevel.kernels.tile import Tile
-from skylevel.level.arrays import Array, Output, as_array, gather, later, map_tiles, read_separately, whole_boxes
+from skylevel.level.arrays import (
+    Array,
+    Output,
+    as_array,
+    gather,
+    later,
+    map_tiles,
+    read_separately,
+    whole_boxes,
+    zeros,
+)
 from skylevel.level.frames import MESH_DIMS, frame_name, mesh_coordinates, mesh_shape
 
 # Statistics of a box: level, rms and count.
@@ -124,7 +133,7 @@ def background_image(measured: xr.Dataset) -> xr.DataArray:
     mesh = measured["background"]
     box_size, shape = (tuple(int(n) for n in mesh.attrs[name]) for name in ("box_size", "image_shape"))
     rows = max(_BLOCK_PIXELS // shape[1], 1)
-    pixels = da.zeros(shape, np.float32, chunks=(rows, -1))
+    pixels = zeros(shape, rows)
     pattern, output = _pattern(measured), Output(np.float32)
     if COEFFICIENTS in measured:
         parts = (gather(measured[name].data) for name in (COEFFICIENTS, "black_level"))

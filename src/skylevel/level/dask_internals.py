@@ -1,13 +1,15 @@
 """What is used of Dask beyond its public names; pyproject.toml bounds Dask to the versions this was tested with."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import dask.array as da
 from dask._task_spec import TaskRef, convert_legacy_graph
 from dask.core import flatten
 
+if TYPE_CHECKING:
+    import dask.array as da
 
-def under_new_names(image: da.Array) -> da.Array:
+
+def under_new_names(image: "da.Array") -> "da.Array":
     """Return the same image under new names, made once more when it is computed.
 
     As ``dask.graph_manipulation.clone``, which leaves tasks under their old names (dask#12455).
@@ -20,7 +22,7 @@ def under_new_names(image: da.Array) -> da.Array:
     tasks = convert_legacy_graph(graph)
     again = {name: tasks[key].substitute(names, key=name) for key, name in names.items()}
     held = {key: task for key, task in graph.items() if key not in names}
-    return da.Array(again | held, _renamed(image.name), image.chunks, meta=image._meta)
+    return type(image)(again | held, _renamed(image.name), image.chunks, meta=image._meta)
 
 
 def _renamed(key: Any) -> Any:

@@ -1,12 +1,12 @@
 """Images without headers: arrays and astropy's NDData, levelled as frames and given back as they came."""
 
 import functools
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import xarray as xr
-from astropy.nddata import NDData
 
 from skylevel.errors import ShapeError
 
@@ -52,25 +52,31 @@ def levels_mosaics(level: Level) -> Callable[..., Any]:
 
 
 def _pixels(image: Any) -> Any:
-    pixels = np.asarray(image.data if isinstance(image, NDData) else image)
+    pixels = np.asarray(image.data if _is_nddata(image) else image)
     if pixels.ndim != 2:
         raise ShapeError(f"an image has two dimensions (y, x), this one {pixels.ndim}: {pixels.shape}")
     return pixels if pixels.dtype.kind in "u" or pixels.dtype in (np.float32, np.float64) else pixels.astype(np.float32)
 
 
+def _is_nddata(image: Any) -> bool:
+    # Whoever has one has imported it.
+    nddata = sys.modules.get("astropy.nddata")
+    return nddata is not None and isinstance(image, nddata.NDData)
+
+
 def _mask(image: Any) -> Any:
-    return image.mask if isinstance(image, NDData) else None
+    return image.mask if _is_nddata(image) else None
 
 
 def _frame(name: str, pixels: Any, image: Any, attrs: dict[str, Any]) -> xr.Dataset:
-    unit = str(image.unit or "") if isinstance(image, NDData) else ""
+    unit = str(image.unit or "") if _is_nddata(image) else ""
     kept = pixels.astype(np.float32) if name == "sci" and pixels.dtype.kind != "f" else pixels
     return xr.Dataset({name: (("y", "x"), kept, {"units": unit})}, attrs={"unit": unit, "path": "image", **attrs})
 
 
 def _like(image: Any, levelled: Any) -> Any:
     """Return a levelled image as what it came as: the other parts of an NDData stay."""
-    if not isinstance(image, NDData):
+    if not _is_nddata(image):
         return levelled
     parts = {"mask": image.mask, "uncertainty": image.uncertainty, "unit": image.unit, "meta": image.meta}
     return type(image)(levelled, wcs=image.wcs, **parts)

@@ -2,13 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from functools import cache
 from typing import Any
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
-from threadpoolctl import ThreadpoolController
 
 from skylevel.kernels.amplifiers import Amplifiers, Grid, amplifier_layout
 from skylevel.kernels.best_rows import StreamMeasurement, StreamSettings, measure_streams
@@ -21,6 +19,7 @@ from skylevel.kernels.sky import SkyShape, sky_terms, smooth_surface
 from skylevel.kernels.streams import LAGS, StreamNoise, StripePrior
 from skylevel.level.arrays import Array, as_array, gather, later
 from skylevel.level.frames import JUDGED, MESH_DIMS, about_measured, few_points, mesh_coordinates, mesh_shape
+from skylevel.level.threads import in_one_thread
 from skylevel.recipes import Rows
 
 # The detectors of NIRCam, NIRISS and NIRSpec have so many columns, and an output for each quarter of them.
@@ -178,11 +177,6 @@ def _item(found: Mapping[str, Any], name: str) -> Any:
     return found[name]
 
 
-@cache
-def _thread_pools() -> ThreadpoolController:
-    return ThreadpoolController()
-
-
 def _measure(
     image: NDArray[np.floating], layout: Amplifiers, settings: StreamSettings, box_size: tuple[int, int], columns: bool
 ) -> dict[str, Any]:
@@ -192,7 +186,7 @@ def _measure(
     held[step // 2 :: step] = True
     bad = np.broadcast_to(held, image.shape)
     # Pools of BLAS would add up in another order.
-    with _thread_pools().limit(limits=1):
+    with in_one_thread():
         measured = measure_streams(image, bad, amplifiers=layout, settings=settings)
         surface = _surface(measured, image.shape, settings, box_size)
     found = {f.name: getattr(measured, f.name) for f in fields(StreamMeasurement)}
@@ -252,7 +246,7 @@ def levels_at(estimate: xr.Dataset, group: xr.Dataset | None, recipe: Rows) -> A
         group["sky_shape"].values, float(group["reference"]), _noise_of(group), group["distance"].values,
         group["agrees"].values,
     )  # fmt: skip
-    with _thread_pools().limit(limits=1):
+    with in_one_thread():
         return relevel(
             _measurement(estimate), sky, shape=_image_shape(estimate), amplifiers=readout_of(estimate),
             settings=stream_settings(recipe),
@@ -280,7 +274,7 @@ def combine_streams(members: xr.Dataset, recipe: Rows) -> xr.Dataset:
     """
     first = members.isel(exposure=0)
     measurements = [_measurement(members.isel(exposure=k), cells=False) for k in range(members.sizes["exposure"])]
-    with _thread_pools().limit(limits=1):
+    with in_one_thread():
         sky = combine_group(
             measurements, shape=_image_shape(first), amplifiers=readout_of(first), settings=stream_settings(recipe)
         )

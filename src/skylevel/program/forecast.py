@@ -6,9 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dask.system import CPU_COUNT
+
 from skylevel.errors import PlanError
 from skylevel.io.names import number_of
 from skylevel.io.urls import is_remote
+from skylevel.memory import process_memory
 from skylevel.program.plan import Exposure
 
 # Resident memory of a worker that has imported everything, and of its strips; a job's bytes for each pixel come on top.
@@ -84,6 +87,11 @@ def require_disk(needs: Mapping[str, Need], output: str) -> dict[str, str]:
         name: f"its outputs need about {gigabytes(needs[name].output)}, and {gigabytes(free)} are free on the disk"
         for name in alone
     }
+
+
+def own_memory() -> int:
+    """Bytes that a worker of this machine may use, of as many workers as there are cores."""
+    return process_memory() // CPU_COUNT
 
 
 def too_large(needs: Mapping[str, Need], worker_memory: int) -> list[str]:

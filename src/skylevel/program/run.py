@@ -1,20 +1,15 @@
 """Run a program: plan, measure, combine, export; collect what tasks say, and leave nothing behind unfinished."""
 
 import logging
-import time
 from collections import defaultdict
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from os import PathLike, fspath
-from pathlib import Path
-from typing import Any, Protocol, TypedDict, Unpack
-from uuid import uuid4
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
-from distributed import Client, Future, KilledWorker
-
-from skylevel.errors import PlanError, SchedulerLostError, SettingsError, SkylevelError, StoreError
+from skylevel.errors import PlanError, SettingsError, SkylevelError, StoreError
 from skylevel.html import table
 from skylevel.io.lock import Lock, Share
 from skylevel.io.names import number_of, printable
@@ -24,37 +19,23 @@ from skylevel.io.urls import without_secrets
 from skylevel.jobs import job_of
 from skylevel.memory import process_memory
 from skylevel.program.associations import write_associations
-from skylevel.program.cluster import check_workers, connect, dashboard, worker_memory
-from skylevel.program.combine import combine_group
-from skylevel.program.fan_out import fan_out, require_scheduler, result_of
-from skylevel.program.forecast import Need, cautions, forecast, impossible, require_disk, too_large
+from skylevel.program.forecast import Need, cautions, forecast, impossible, own_memory, require_disk, too_large
 from skylevel.program.ledger import Group, Ledger, Steps
 from skylevel.program.notebook_bar import NotebookBar, notebook_bar
+from skylevel.program.own_worker import OwnWorker
 from skylevel.program.places import settle, work_left
 from skylevel.program.plan import Exposure, RecipeChoice, make_plan, partition, read_plan, store_url, summarize
-from skylevel.program.sealed import open_sealed, seal
-from skylevel.program.tasks import (
-    Record,
-    Where,
-    export_blocks,
-    in_blocks,
-    level_exposure,
-    measure,
-    read_frame,
-    require_place,
-)
+from skylevel.program.tasks import Record
 from skylevel.program.verify import damage_of_store
 from skylevel.program.view import describe_program
-from skylevel.version import __version__
+from skylevel.program.workers import OneByOne, Outcome, Workers
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 log = logging.getLogger("skylevel")
 
 Progress = Callable[[int, int], None]
-Outcome = tuple[Exposure, Record | Exception]
-
-# Enough in flight that no worker waits for the driver, few enough that the scheduler stays small.
-_IN_FLIGHT_PER_THREAD = 4
-_COUNT_WORKERS_EVERY = 5.0
 
 
 class RunOptions(TypedDict, total=False):
@@ -109,20 +90,40 @@ class ProgramResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """Where to run: a client that is connected, or a cluster to start or connect to, with so many workers."""
+    """Where to run: a client that is connected, or a cluster to start or connect to, with so many workers.
 
-    client: Client | None = None
+    One exposure that fits into memory is done by `own`, where that is given, instead of a cluster of this machine.
+    """
+
+    client: "Client | None" = None
     cluster: str = "local"
     workers: int | None = None
+    own: OwnWorker | None = None
+
+    def get_ready(self, needs: Mapping[str, Need]) -> None:
+        """Begin to make ready whoever will do exposures with such needs, if that can be begun."""
+        if self.own and self._does_alone(needs):
+            self.own.get_ready()
 
     @contextmanager
-    def connected(self, n_exposures: int) -> Iterator[Client]:
-        """Give the client, or one to a cluster that is closed again."""
-        if self.client is not None:
-            yield self.client
+    def work(self, url: str, exposures: Sequence[Exposure], needs: Mapping[str, Need]) -> Iterator[Workers]:
+        """Give who does exposures of the store at a URL; a cluster that is started for it is closed again."""
+        if self.own and self._does_alone(needs):
+            log.info("1 worker on this machine")
+            yield OneByOne(url, {}, partial(self.own.call, memory=own_memory()))
             return
-        with connect(self.cluster, workers=self.workers, n_exposures=n_exposures) as started:
-            yield started
+        # One exposure needs no cluster, and to import one takes as long as to level it.
+        from skylevel.program.cluster import connect  # noqa: PLC0415
+        from skylevel.program.on_cluster import ClusterWorkers  # noqa: PLC0415
+
+        client = self.client
+        started = connect(self.cluster, workers=self.workers, n_exposures=len(exposures))
+        with nullcontext(client) if client is not None else started as connected:
+            yield ClusterWorkers(connected, url, exposures, needs)
+
+    def _does_alone(self, needs: Mapping[str, Need]) -> bool:
+        is_here = self.client is None and self.cluster == "local"
+        return is_here and len(needs) == 1 and not too_large(needs, own_memory())
 
 
 def run(
@@ -130,7 +131,7 @@ def run(
     output: str | PathLike[str] = "skylevel-output",
     *,
     recipe: RecipeChoice = "auto",
-    client: Client | None = None,
+    client: "Client | None" = None,
     cluster: str = "local",
     workers: int | None = None,
     **options: Unpack[RunOptions],
@@ -211,15 +212,16 @@ def run_plan(
     progress: Progress | None = None,
 ) -> ProgramResult:
     """Do what is left of a plan; see `run`."""
-    with _begun(plan, output, overwrite=overwrite, verify=verify) as session:
+    target = target or Target()
+    with _begun(plan, output, overwrite=overwrite, verify=verify, get_ready=target.get_ready) as session:
         left, skipped = session.left(), session.result.skipped
         counts = ", ".join(f"{n} {name}" for name, n in sorted(summarize(left).items())) or "nothing"
         log.info("%s: %d done already, to do: %s", number_of(len(plan), "exposure"), len(skipped), counts)
         if left:
-            with (target or Target()).connected(len(left)) as client:
+            with target.work(session.store.url, left, session.needs) as workers:
                 if isinstance(progress, NotebookBar):
-                    progress.dashboard = dashboard(client)
-                _execute(session, _Cluster(client, session), progress)
+                    progress.dashboard = workers.dashboard
+                _execute(session, workers, progress)
         _describe(session)
     return session.result
 
@@ -242,7 +244,8 @@ def run_partition(
         count = number_of(len(left) + len(skipped), "exposure")
         log.info("share %d of %d: %s, %d done already", *share, count, len(skipped))
         if left:
-            _execute(session, _ThisProcess(session), progress)
+            refused = impossible(left, session.needs, process_memory(), in_blocks=False)
+            _execute(session, OneByOne(session.store.url, refused), progress)
         _describe(session)
     return session.result
 
@@ -277,8 +280,8 @@ def _export(
     if measured:
         steps = dict.fromkeys((exposure.name for exposure in measured), Steps.EXPORT)
         session = _Session(store, lock, plan, steps, forecast(measured), result)
-        with target.connected(len(measured)) as client:
-            _execute(session, _Cluster(client, session), progress)
+        with target.work(store.url, measured, session.needs) as workers:
+            _execute(session, workers, progress)
         _describe(session)
     return result
 
@@ -302,7 +305,13 @@ class _Session:
 
 @contextmanager
 def _begun(
-    plan: Sequence[Exposure], output: str, share: Share | None = None, *, overwrite: bool, verify: bool
+    plan: Sequence[Exposure],
+    output: str,
+    share: Share | None = None,
+    *,
+    overwrite: bool,
+    verify: bool,
+    get_ready: Callable[[Mapping[str, Need]], None] = lambda _: None,
 ) -> Iterator[_Session]:
     """Keep the store for a run of a plan or a share of it, find what is left, see that it fits, store the plan."""
     store = ProgramStore(store_url(output))
@@ -315,6 +324,7 @@ def _begun(
         left = [exposure for exposure in plan if steps.get(exposure.name)]
         needs = forecast(left)
         refused = require_disk(needs, output)
+        get_ready(needs)
         skipped = [name for name, some in steps.items() if not some]
         session = _Session(store, lock, settle(plan, store), steps, needs, ProgramResult(output, skipped=skipped))
         for caution in cautions(left):
@@ -331,8 +341,9 @@ def _refuse(session: _Session, reasons: Mapping[str, str]) -> None:
             session.steps[exposure.name] = Steps.NOTHING
 
 
-def _execute(session: _Session, workers: "_Workers", progress: Progress | None) -> None:
+def _execute(session: _Session, workers: Workers, progress: Progress | None) -> None:
     """Do what is left: each exposure alone; then what groups know together, and the files of their members."""
+    _refuse(session, workers.refused)
     left = session.left()
     total, combined = len(left), [exposure for exposure in left if exposure.group]
     alone = [exposure for exposure in left if not exposure.group]
@@ -370,7 +381,7 @@ def _advice(session: _Session) -> list[str]:
     return [text for key, recipe in recipes.items() if (text := job_of(recipe).advice(metrics[key], recipe))]
 
 
-def _execute_groups(session: _Session, workers: "_Workers", progress: Progress) -> None:
+def _execute_groups(session: _Session, workers: Workers, progress: Progress) -> None:
     """Combine the groups that have new members, and write the files of all members that are stale now."""
     ledger = Ledger(session.store, session.plan)
     waiting = _incomplete(session, ledger)
@@ -396,13 +407,13 @@ def _execute_groups(session: _Session, workers: "_Workers", progress: Progress) 
         _collect(session, outcomes, progress)
 
 
-def _combine(workers: "_Workers", ledger: Ledger, group: Group, url: str) -> None:
+def _combine(workers: Workers, ledger: Ledger, group: Group, url: str) -> None:
     if members := ledger.groups().get(group):
         found = workers.combine(group, members, str(ledger.group_key(group)), url)
         log.info("%s: %s", "/".join(group), found)
 
 
-def _measure_damaged(session: _Session, workers: "_Workers", ledger: Ledger, group: Group) -> None:
+def _measure_damaged(session: _Session, workers: Workers, ledger: Ledger, group: Group) -> None:
     """Measure the members of a group anew whose stored chunks are damaged.
 
     Raises
@@ -436,127 +447,6 @@ def _incomplete(session: _Session, ledger: Ledger) -> set[Group]:
 def counted(progress: Progress | None, before: int, total: int) -> Progress:
     """Return what reports progress after so many exposures were finished, of so many."""
     return lambda count, _: progress(before + count, total) if progress else None
-
-
-class _Workers(Protocol):
-    """Who does the work."""
-
-    def run(
-        self, exposures: Sequence[Exposure], steps: Mapping[str, Steps], group_keys: Mapping[str, str]
-    ) -> Generator[Outcome, None, None]:
-        """Do some steps of some exposures, and yield each with what came of it, as they finish."""
-
-    def combine(self, group: Group, members: list[Exposure], key: str, url: str) -> str:
-        """Combine a group; returns what was found, in words."""
-
-
-class _ThisProcess:
-    """Work done here, one exposure after the other."""
-
-    def __init__(self, session: _Session) -> None:
-        self._url = session.store.url
-        _refuse(session, impossible(session.left(), session.needs, process_memory(), in_blocks=False))
-
-    def run(
-        self, exposures: Sequence[Exposure], steps: Mapping[str, Steps], group_keys: Mapping[str, str]
-    ) -> Generator[Outcome, None, None]:
-        for exposure in exposures:
-            where = Where(self._url, __version__, group_keys.get(exposure.name))
-            try:
-                yield exposure, level_exposure(exposure, where, steps[exposure.name])
-            except Exception as error:
-                yield exposure, error
-
-    def combine(self, group: Group, members: list[Exposure], key: str, url: str) -> str:
-        return combine_group(group, members, key, url, __version__)
-
-
-class _Cluster:
-    """Work done by a cluster's workers; by all of them together, where an exposure is larger than each."""
-
-    def __init__(self, client: Client, session: _Session) -> None:
-        self._client = client
-        self._url = session.store.url
-        self._in_flight = _in_flight(client)
-        available = worker_memory(client)
-        _refuse(session, impossible(session.left(), session.needs, available))
-        self._large = set(too_large(session.needs, available))
-        # Keys of an earlier run into the same scheduler must not answer for this one.
-        self._token = uuid4().hex[:8]
-
-    def run(
-        self, exposures: Sequence[Exposure], steps: Mapping[str, Steps], group_keys: Mapping[str, str]
-    ) -> Generator[Outcome, None, None]:
-        def submit(exposure: Exposure) -> Future:
-            call = partial(level_exposure, exposure, self._where(exposure, group_keys), steps[exposure.name])
-            key = f"level-{self._token}-{exposure.name}-{steps[exposure.name].value}"
-            return self._client.submit(open_sealed, seal(call), key=key, pure=False)
-
-        small = [exposure for exposure in exposures if exposure.name not in self._large]
-        # Closed before the client, whatever ends this: what has not begun is taken back while that can be said.
-        with closing(fan_out(self._client, submit, small, in_flight=self._in_flight)) as outcomes:
-            yield from outcomes
-        for exposure in exposures:
-            if exposure.name in self._large:
-                yield exposure, self._in_blocks(exposure, steps[exposure.name], self._where(exposure, group_keys))
-
-    def combine(self, group: Group, members: list[Exposure], key: str, url: str) -> str:
-        call = partial(combine_group, group, members, key, url, __version__)
-        return str(self._result(call))
-
-    def _where(self, exposure: Exposure, group_keys: Mapping[str, str]) -> Where:
-        return Where(self._url, __version__, group_keys.get(exposure.name))
-
-    def _in_blocks(self, exposure: Exposure, steps: Steps, where: Where) -> Record | Exception:
-        """Do an exposure with all workers: the same steps, on Dask arrays."""
-        record = Record(exposure.name)
-        try:
-            if Steps.MEASURE in steps or (Steps.REPAIR in steps and self._is_damaged(exposure)):
-                check_workers(self._client)
-                frame = in_blocks(read_frame(Path(exposure.source), exposure), exposure)
-                n_blocks = len(frame.chunks["y"])
-                record.say(f"opened {exposure.job.describe(frame)}, in {number_of(n_blocks, 'block')} of rows")
-                measure(exposure, frame, ProgramStore(self._url), record, steps, self._compute)
-            if Steps.EXPORT in steps:
-                call = partial(export_blocks, exposure, where, record)
-                record = self._result(call)
-        except SchedulerLostError:
-            raise
-        except Exception as error:
-            require_scheduler(self._client)
-            return error
-        return record
-
-    def _is_damaged(self, exposure: Exposure) -> bool:
-        store = ProgramStore(self._url)
-        place = require_place(exposure, store)
-        return bool(damage_of_store(exposure, store.read_records([place]).get(place), store))
-
-    def _compute(self, delayed: list[Any]) -> Sequence[Any]:
-        require_scheduler(self._client)
-        return [result_of(future) for future in self._client.compute(delayed)]
-
-    def _result(self, call: Callable[[], Any]) -> Any:
-        """Make a call on some worker."""
-        require_scheduler(self._client)
-        return result_of(self._client.submit(open_sealed, seal(call), pure=False))
-
-
-def _in_flight(client: Client) -> Callable[[], int]:
-    """Return what says how many exposures may be in flight, by the workers there are, counted every few seconds."""
-    most = _IN_FLIGHT_PER_THREAD * check_workers(client)
-    counted = time.monotonic()
-
-    def now() -> int:
-        nonlocal most, counted
-        if time.monotonic() - counted > _COUNT_WORKERS_EVERY:
-            require_scheduler(client)
-            most = _IN_FLIGHT_PER_THREAD * max(sum(client.nthreads().values()), 1)
-            counted = time.monotonic()
-        return most
-
-    return now
-
 
 
 def _collect(session: _Session, outcomes: Iterable[Outcome], progress: Progress) -> None:
@@ -607,8 +497,6 @@ def _remember_failure(store: ProgramStore, name: str, reason: str) -> None:
 
 def _reason(exposure: Exposure, error: BaseException) -> str:
     """Return one line that names the file and the cause."""
-    if isinstance(error, KilledWorker):
-        return f"{exposure.source}: its worker died each time it was tried, the last time alone (out of memory?)"
     if isinstance(error, SkylevelError):
         cause = str(error)
     else:

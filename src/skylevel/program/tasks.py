@@ -12,12 +12,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Concatenate, NamedTuple, ParamSpec
 
 import tenacity
 import xarray as xr
-from threadpoolctl import ThreadpoolController
 
 from skylevel.errors import ClusterError, StoreError, UnsupportedFrameError
 from skylevel.io.frame import open_frame
@@ -29,6 +29,7 @@ from skylevel.io.urls import public_url
 from skylevel.jobs import Measured, Writing
 from skylevel.jobs.picture import picture_of
 from skylevel.level.arrays import compute_here, is_lazy, write_chunks
+from skylevel.level.threads import in_one_thread
 from skylevel.memory import keep_freed_memory, peak_memory
 from skylevel.program.ledger import Steps
 from skylevel.program.plan import Exposure, require_unlevelled
@@ -146,9 +147,9 @@ def task(
     """A task that works in one thread, and is tried again, a bounded number of times, after a transient error."""
 
     @functools.wraps(function)
-    def in_one_thread(exposure: Exposure, /, *args: P.args, **kwargs: P.kwargs) -> Record:
-        # Workers are as many as there are cores; pools of BLAS and OpenMP on top of that would fight over them.
-        with _thread_pools().limit(limits=1):
+    def tried(exposure: Exposure, /, *args: P.args, **kwargs: P.kwargs) -> Record:
+        # Workers are as many as there are cores.
+        with in_one_thread():
             return function(exposure, *args, **kwargs)
 
     return tenacity.retry(
@@ -156,12 +157,15 @@ def task(
         stop=tenacity.stop_after_attempt(_ATTEMPTS),
         wait=tenacity.wait_random_exponential(multiplier=0.5, max=5.0),
         reraise=True,
-    )(in_one_thread)
+    )(tried)
 
 
-@functools.cache
-def _thread_pools() -> ThreadpoolController:
-    return ThreadpoolController()
+def get_ready() -> None:
+    """Import those parts of SciPy that are imported on first use, in the first exposure."""
+    for part in ("ndimage", "sparse.csgraph"):
+        import_module(f"scipy.{part}")
+    with in_one_thread():
+        pass
 
 
 @task
