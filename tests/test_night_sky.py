@@ -17,7 +17,6 @@ from skylevel.kernels.night_sky import (
     frame_coordinate,
     level_error,
     mesh_of,
-    solve_positive,
 )
 from skylevel.kernels.own_boxes import LEVEL_ERROR, OwnBoxes, measure_boxes
 from skylevel.kernels.pattern import ColorPattern
@@ -199,14 +198,6 @@ def test_a_table_gives_its_surface_back():
     table = np.tril(np.random.default_rng(4).normal(size=(6, 6)))[::-1]
     found = fit_table(mesh_of(table, grid).astype(float), grid, 5)
     np.testing.assert_allclose(found, table, atol=1e-5)
-
-
-@given(st.integers(1, 40), st.integers(0, 100))
-def test_a_positive_system_is_solved(n, seed):
-    rng = np.random.default_rng(seed)
-    root = rng.normal(size=(n, n))
-    matrix, solution = root @ root.T + n * np.eye(n), rng.normal(size=n)
-    np.testing.assert_allclose(solve_positive(matrix, matrix @ solution), solution, atol=1e-8)
 
 
 def test_an_error_is_that_of_a_level():

@@ -66,6 +66,35 @@ def test_a_nights_backgrounds_are_closer_than_each_alone():
     assert rms(errors_of(night)) < 1.0
 
 
+def cloud(peak, y=0.0, x=0.0):
+    """A bright nebula with filaments, which ends sharply."""
+    v, u = axes()
+    across, down = (u - x - 0.1) / 0.6, (v - y + 0.1) / 0.7
+    waves = 1 + 0.5 * np.cos(9 * (v - y) + 5 * (u - x)) + 0.5 * np.cos(7 * (u - x) - 11 * (v - y))
+    return peak * lens() * np.maximum(1 - across**2 - down**2, 0) ** 2 * waves
+
+
+def plate(peak):
+    """Light that ends sharply."""
+    v, u = axes()
+    return peak * lens() * (np.hypot((u - 0.1) / 0.6, (v + 0.1) / 0.7) < 1)
+
+
+@pytest.mark.parametrize("light", [galaxy(600), 0.5 * galaxy(600, 0.3, 0.4), plate(100)])
+def test_a_nights_error_is_half_of_each_frames(light):
+    frames = [make_frame(hour, light, noise=0.6) for hour in HOURS]
+    alone = np.stack([fit_background(f, GRID).background - truth(h) for f, h in zip(frames, HOURS, strict=True)])
+    assert rms(errors_of(solve_night(frames, GRID, black_level=BLACK))) < 0.5 * rms(alone)
+
+
+def test_steep_light_that_moves_is_nobodys_disagreement():
+    shifts = np.random.default_rng(2).uniform(-12, 12, (len(HOURS), 2)) * 2 / GRID.shape
+    frames = [make_frame(h, cloud(2000, *by), noise=0.6) for h, by in zip(HOURS, shifts, strict=True)]
+    night = solve_night(frames, GRID, black_level=BLACK)
+    assert night.agrees.all()
+    assert rms(errors_of(night)) < 2.0
+
+
 def test_the_vignetting_is_the_lenss():
     night = solve_night([make_frame(hour) for hour in HOURS], GRID, black_level=BLACK)
     for channel in night.vignetting:

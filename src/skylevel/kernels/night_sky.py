@@ -12,8 +12,10 @@ import scipy
 from numpy.typing import NDArray
 
 from skylevel.errors import NoBackgroundError, SettingsError, ShapeError
+from skylevel.kernels.linear import solve_positive, solve_with_variance
 from skylevel.kernels.mesh import weighted_sum
 from skylevel.kernels.own_boxes import LEVEL_ERROR, OwnBoxes
+from skylevel.kernels.wings import DOUBT, Wings
 
 Float = NDArray[np.float64]
 Float32 = NDArray[np.float32]
@@ -30,6 +32,9 @@ _WIDEST = 1 / 12
 # What is left out is decided step by step, from what stands out most to what barely does; in the last rounds boxes
 # below the surface are judged as those above it, without which noise would pull the surface down.
 _ROUNDS, _EVEN_ROUNDS = 25, 4
+
+# Where it begins with weights that are nearly right, so many rounds are left out.
+_KNOWN_ROUNDS = 13
 _STEP = 0.7
 
 # Weights that change by less have settled.
@@ -93,14 +98,17 @@ class Judging(NamedTuple):
         Of the Gaussians within which neighbouring boxes are judged together, in boxes; 0 for a box alone.
     one_sided : bool
         Judge boxes below the surface as those above it only at the end; or from the beginning.
+    by_weight : bool
+        Neighbours that are left out are none: a box is not left out for standing beside light.
     """
 
     widths: tuple[float, ...] = WIDTHS
     one_sided: bool = True
+    by_weight: bool = False
 
 
-#: For light above the sky, and for differences, in which there is none.
-LIGHT, DIFFERENCES = Judging(), Judging((0.0,), one_sided=False)
+#: For light above the sky; for differences, in which there is none; and for light that was found already.
+LIGHT, DIFFERENCES, NEAR_LIGHT = Judging(), Judging((0.0,), one_sided=False), Judging(by_weight=True)
 
 
 class HeldOut(NamedTuple):
@@ -303,7 +311,14 @@ def _surface(table: Float, y: Float, x: Float) -> Float:
 
 
 def fit_surfaces(
-    level: Float, error: Float, grid: Grid, fitting: Fitting, judging: Judging = LIGHT
+    level: Float,
+    error: Float,
+    grid: Grid,
+    fitting: Fitting,
+    judging: Judging = LIGHT,
+    *,
+    start: Float | None = None,
+    wings: Wings | None = None,
 ) -> SurfaceFit:
     """Return the smooth surfaces through boxes, what stands above any of them left out of all.
 
@@ -314,17 +329,26 @@ def fit_surfaces(
     grid : Grid
     fitting : Fitting
     judging : Judging
+    start : ndarray (mesh_y, mesh_x), optional
+        Weights to begin with, nearly right.
+    wings : Wings, optional
+        Of large sources, which are fitted with the surfaces, and changed; in their cores no box counts.
     """
-    fits = [_ChannelFit(*channel, grid, fitting, judging.widths) for channel in zip(level, error, strict=True)]
-    weight = np.ones(grid.mesh_shape())
+    fits = [_ChannelFit(*channel, grid, fitting, judging) for channel in zip(level, error, strict=True)]
+    outside: Float = np.ones(grid.mesh_shape())
+    if wings is not None:
+        outside[wings.core] = 0.0
+    weight: Float = outside if start is None else start * outside
     limits = np.zeros(0)
-    for n in range(_ROUNDS):
+    for n in range(0 if start is None else _KNOWN_ROUNDS, _ROUNDS):
+        if wings is not None:
+            wings.fit(list(fits), weight)
         views = _all_views([fit.deviations(weight) for fit in fits])
         # A surface that light or few boxes have led astray leaves boxes far below it: it does not judge by noise alone.
-        least = _faint_side(views) if judging.one_sided or n == 0 else 1.0
-        limits = np.maximum(np.maximum(_STEP * limits if n else 1.0, least), 1.0)
+        least = _faint_side(views) if judging.one_sided or not limits.size else 1.0
+        limits = np.maximum(np.maximum(_STEP * limits if limits.size else 1.0, least), 1.0)
         both_sides = not judging.one_sided or n >= _ROUNDS - _EVEN_ROUNDS
-        found = _acceptance(np.abs(views) if both_sides else views, fitting.rejection * limits)
+        found = _acceptance(np.abs(views) if both_sides else views, fitting.rejection * limits) * outside
         if found.mean() < _LEAST_SHARE:
             break
         settled = both_sides and (limits == 1.0).all() and np.abs(found - weight).max() < _SETTLED
@@ -353,18 +377,19 @@ def _acceptance(deviations: Float, limits: Float) -> Float:
 
 
 class _ChannelFit:
-    """One channel's boxes and the surface through them, as weights are found."""
+    """One channel's boxes and the surface through them, as weights are found; a `skylevel.kernels.wings.Channel`."""
 
-    def __init__(self, level: Float, error: Float, grid: Grid, fitting: Fitting, widths: tuple[float, ...]) -> None:
+    def __init__(self, level: Float, error: Float, grid: Grid, fitting: Fitting, judging: Judging) -> None:
         self._good = np.isfinite(level)
-        self._level = np.where(self._good, level, 0.0)
-        self._stiffness = fitting.stiffness
+        self.level = np.where(self._good, level, 0.0)
+        self.wings = np.zeros_like(self.level)
+        self._stiffness, self._by_weight = fitting.stiffness, judging.by_weight
         scale = float(np.abs(np.median(level[self._good])))
         # Never 0: a constant frame has no error at all.
-        floor = np.hypot(fitting.tolerance * scale, 1e-6 * max(scale, float(np.abs(self._level).max())) + 1e-30)
+        floor = np.hypot(fitting.tolerance * scale, 1e-6 * max(scale, float(np.abs(self.level).max())) + 1e-30)
         known_error = self._error = np.where(self._good, error, 0.0)
-        self._precision = np.where(self._good, 1.0 / (known_error**2 + floor**2), 0.0)
-        near = [width for width in widths if width <= _WIDEST * min(level.shape)]
+        self._variance = known_error**2 + floor**2
+        near = [width for width in judging.widths if width <= _WIDEST * min(level.shape)]
         n_good = int(self._good.sum())
         self._basis = _Basis(grid, fitting.degree, most_terms=n_good // _BOXES_PER_TERM)
         # The surface has an error of its own, from the noise of all boxes.
@@ -372,31 +397,43 @@ class _ChannelFit:
         self._views = [_View(self._good, known_error, float(np.hypot(floor, own_error)), width) for width in near]
         self._ridge = self._basis.no_ridge()
 
+    def precision(self, weight: Float) -> Float:
+        """Return 1 over the boxes' variances, by weight."""
+        return np.where(self._good, 1.0 / (self._variance + (DOUBT * self.wings) ** 2), 0.0) * weight
+
+    def without_sky(self, values: Float, weight: Float) -> Float:
+        """Return values (n, mesh_y, mesh_x) less the surface through each of them."""
+        precision = self.precision(weight)
+        coefficients = self._basis.fit(values, precision, self._ridge)
+        return values - np.stack([self._basis.surface(one) for one in coefficients])
+
     def deviations(self, weight: Float) -> Float:
         """Return how far the boxes stand above the surface (view, mesh_y, mesh_x) that is fitted with these weights."""
-        precision = self._precision * weight
-        coefficients = self._basis.fit(self._level, precision, self._ridge)
-        self._ridge = self._basis.ridge(coefficients, self._basis.variance(precision, self._ridge), self._stiffness)
-        residual = np.where(self._good, self._level - self._basis.surface(coefficients), 0.0)
-        return np.stack([view.deviations(residual) for view in self._views])
+        precision, sky = self.precision(weight), self.level - self.wings
+        coefficients, variance = self._basis.fit_with_variance(sky, precision, self._ridge)
+        self._ridge = self._basis.ridge(coefficients, variance, self._stiffness)
+        residual = np.where(self._good, sky - self._basis.surface(coefficients), 0.0)
+        near = residual * weight if self._by_weight else residual
+        doubt = DOUBT * self.wings
+        return np.stack([view.deviations(near if view.width else residual, doubt) for view in self._views])
 
     def finished(self, weight: Float, degree: int) -> SurfaceFit:
         """Return a `SurfaceFit` of this channel, without its first dimension."""
-        weight = np.where(self._good, weight, 0.0)
-        coefficients = self._basis.fit(self._level, self._precision * weight, self._ridge)
+        weight, sky = np.where(self._good, weight, 0.0), self.level - self.wings
+        coefficients = self._basis.fit(sky, self.precision(weight), self._ridge)
         surface = self._basis.surface(coefficients)
-        rms = np.sqrt(np.sum(weight * (self._level - surface) ** 2) / np.sum(weight))
+        rms = np.sqrt(np.sum(weight * (sky - surface) ** 2) / np.sum(weight))
         table = self._basis.table(coefficients, degree + 1)
-        return SurfaceFit(table, surface, weight, np.asarray(rms), self._held_out(weight))
+        return SurfaceFit(table, surface, weight, np.asarray(rms), self._held_out(weight, sky))
 
-    def _held_out(self, weight: Float) -> Float:
+    def _held_out(self, weight: Float, sky: Float) -> Float:
         """Return the fields of `HeldOut` (3,)."""
         out = _spread_out(weight.shape)
         tested = out & (weight >= 0.5)
         if not tested.any() or tested.sum() + self._basis.n_terms > (weight > 0).sum():
             return np.full(3, np.nan)
-        surface = self._basis.surface(self._basis.fit(self._level, self._precision * weight * ~out, self._ridge))
-        level = self._level[tested]
+        surface = self._basis.surface(self._basis.fit(sky, self.precision(weight) * ~out, self._ridge))
+        level = sky[tested]
         return np.array([_rms(level - np.median(level)), _rms(level - surface[tested]), _rms(self._error[tested])])
 
 
@@ -404,15 +441,15 @@ class _View:
     """Residuals as they look in means over neighbouring boxes, in standard deviations."""
 
     def __init__(self, good: Bool, error: Float, floor: float, width: float) -> None:
-        self._width = width
+        self.width = width
         self._share = np.maximum(_blurred(good.astype(np.float64), width), 1e-9)
         # The square of a Gaussian is one of 1/sqrt(2) its width.
         variance = _blurred(error**2, width / np.sqrt(2.0)) / (4.0 * np.pi * width**2 if width else 1.0)
         self._sigma = np.sqrt(variance / self._share**2 + floor**2)
 
-    def deviations(self, residual: Float) -> Float:
+    def deviations(self, residual: Float, doubt: Float) -> Float:
         """Return the residuals' means (mesh_y, mesh_x); a box that is not good has residual 0 and does not count."""
-        return _blurred(residual, self._width) / self._share / self._sigma
+        return _blurred(residual, self.width) / self._share / np.hypot(self._sigma, doubt)
 
 
 def _blurred(values: Float, width: float) -> Float:
@@ -438,12 +475,17 @@ class _Basis:
         return len(self._pairs)
 
     def fit(self, values: Float, weight: Float, ridge: Float) -> Float:
-        """Return the coefficients (term,) of least squares with a penalty `ridge` (term,) on their squares."""
-        return solve_positive(self._normal(weight, ridge), self._moments(weight * values, 1)[*self._pairs.T])
+        """Return the coefficients (..., term) of least squares with a penalty `ridge` (term,) on their squares.
 
-    def variance(self, weight: Float, ridge: Float) -> Float:
-        """Return the variance (term,) that coefficients have after such a fit, where weights are 1 over variances."""
-        return np.diagonal(solve_positive(self._normal(weight, ridge), np.eye(self.n_terms)))
+        Values may be as many as wanted (..., mesh_y, mesh_x).
+        """
+        each = values.reshape(-1, *weight.shape)
+        right = np.stack([self._moments(weight * one, 1)[*self._pairs.T] for one in each], axis=1)
+        return solve_positive(self._normal(weight, ridge), right).T.reshape(*values.shape[:-2], -1)
+
+    def fit_with_variance(self, values: Float, weight: Float, ridge: Float) -> tuple[Float, Float]:
+        """Return such coefficients, and the variances (term,) they have where weights are 1 over variances."""
+        return solve_with_variance(self._normal(weight, ridge), self._moments(weight * values, 1)[*self._pairs.T])
 
     def _normal(self, weight: Float, ridge: Float) -> Float:
         matrix = self._products(weight)
@@ -513,17 +555,3 @@ def _spread_out(mesh_shape: tuple[int, ...]) -> Bool:
 def _rms(values: Float) -> float:
     return float(np.sqrt(np.mean(values**2)))
 
-
-def solve_positive(matrix: Float, right: Float) -> Float:
-    """Return the solution of a symmetric positive system (n, n), by elimination in a fixed order.
-
-    The right side is a vector (n,), or as many as columns of a matrix (n, m).
-    """
-    n = len(right)
-    rows = np.column_stack([matrix, right])
-    for k in range(n):
-        rows[k + 1 :, k:] -= (rows[k + 1 :, k] / rows[k, k])[:, None] * rows[k, k:]
-    result = np.zeros((n, rows.shape[1] - n))
-    for k in reversed(range(n)):
-        result[k] = (rows[k, n:] - np.sum(rows[k, k + 1 : n, None] * result[k + 1 :], axis=0)) / rows[k, k]
-    return result.reshape(right.shape)

@@ -11,8 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skylevel.errors import NoBackgroundError, ShapeError
+from skylevel.kernels.linear import solve_positive
 from skylevel.kernels.night_sky import (
     DIFFERENCES,
+    NEAR_LIGHT,
     Background,
     Bool,
     Fitting,
@@ -28,9 +30,9 @@ from skylevel.kernels.night_sky import (
     fit_table,
     level_error,
     mesh_of,
-    solve_positive,
 )
 from skylevel.kernels.own_boxes import OwnBoxes
+from skylevel.kernels.wings import Wings
 
 # A box of one frame this many standard deviations from what all frames say counts half.
 _OUTLIER = 4.0
@@ -38,8 +40,15 @@ _OUTLIER = 4.0
 # A box of constant value has no error; no level is known better than this, in the units of the frames.
 _LEAST_ERROR = 0.01
 
+# Of so many frames a majority tells who disagrees.
+_A_FEW = 4
+
 # Times that large objects' shifts between frames are found, and the frames' own parts without them.
 _SHIFT_ROUNDS = 2
+
+# Of the boxes beside bright light that stand out, wings that are there explain all but this share, and wings that are
+# not there no more than leaves that one. What lies between is neither.
+_WINGS, _NO_WINGS = 0.25, 0.6
 
 # Powers of the squared distance from the frame's centre that make up a vignetting, and the degree of the sky before it.
 _VIGNETTING_POWERS = 4
@@ -69,7 +78,8 @@ class Night(NamedTuple):
         How far along y and x the large objects stand from where they are in the mean, in pixels; NaN where a frame
         disagrees, about 0 where there is no such object.
     rejected_share : ndarray (frame,) float32
-        Share of a frame's boxes that the night's mean and a gradient of the frame's own do not describe.
+        Share of a frame's boxes that the night's mean and a gradient of the frame's own do not describe, though they do
+        in most frames.
     agrees : ndarray (frame,) bool
         False where a frame was left to itself.
     """
@@ -126,14 +136,14 @@ def solve_night(
 
     Notes
     -----
-    Extra memory: 20 bytes for each box of each frame.
+    Extra memory: 20 bytes for each box of each frame, and some 100 for each of a channel's boxes and large source.
     """
     fitting = (fitting or Fitting()).check()
     _check_alike(frames)
     for boxes in frames:
         check_boxes(boxes, grid)
     own = _own_parts(frames, grid, fitting)
-    share = np.array([_rejected_share(boxes, part) for boxes, part in zip(frames, own, strict=True)], np.float32)
+    share = _rejected_share(frames, own)
     agrees = _agreeing(share, disagreement)
     members = [boxes for boxes, agree in zip(frames, agrees, strict=True) if agree]
     parts = [part for part, agree in zip(own, agrees, strict=True) if agree]
@@ -200,8 +210,14 @@ def _median(stack: Float) -> Float:
     return np.asarray((low + high) / 2)
 
 
-def _rejected_share(boxes: OwnBoxes, part: SurfaceFit) -> float:
-    return float(np.mean(part.weight[np.isfinite(boxes.level)] < 0.5))
+def _rejected_share(frames: Sequence[OwnBoxes], own: list[SurfaceFit]) -> Float32:
+    """Return the share (frame,) of a frame's boxes that its surface does not describe, though most frames' do."""
+    seen = np.stack([np.isfinite(boxes.level) for boxes in frames])
+    rejected = seen & (np.stack([part.weight for part in own]) < 0.5)
+    if len(frames) >= _A_FEW:
+        # Steep light that moves with the dithers is nobody's disagreement.
+        rejected &= rejected.mean(axis=0) <= 0.5
+    return np.asarray(rejected.sum(axis=(1, 2, 3)) / seen.sum(axis=(1, 2, 3)), np.float32)
 
 
 def _agreeing(rejected_share: Float32, disagreement: float) -> Bool:
@@ -227,17 +243,35 @@ def _solve_together(
     """
     # What a surface cannot follow stays as it is, however many frames there are; what was seen of it does not.
     believed = fitting._replace(tolerance=fitting.tolerance / float(np.sqrt(len(frames))))
-    moved, shift = frames, np.zeros((len(frames), 2))
+    moved, shift, known = frames, np.zeros((len(frames), 2)), None
     for left in reversed(range(_SHIFT_ROUNDS + 1)):
         mean, error = _night_mean(moved, own)
-        fit = fit_surfaces(mean, error, grid, believed)
+        fit = fit_surfaces(mean, error, grid, believed, start=known)
+        known = fit.weight.max(axis=0)
         if not left:
             break
         slopes = _slopes(mean, fit)
         shift = np.stack([_shift(boxes, part, mean, slopes) for boxes, part in zip(frames, own, strict=True)])
         moved = [_moved(boxes, slopes, by) for boxes, by in zip(frames, shift, strict=True)]
         own = [_difference(boxes, mean, grid, fitting) for boxes in moved]
-    return _Together(as_background(fit, grid), own, shift)
+    return _Together(as_background(_apart_from_wings(mean, error, fit, grid, believed), grid), own, shift)
+
+
+def _apart_from_wings(mean: Float, error: Float, fit: SurfaceFit, grid: Grid, fitting: Fitting) -> SurfaceFit:
+    """Return a better fit to the night's mean where large sources allow it, or the fit itself.
+
+    The noise of a mean is so little that most of a frame stands beside light, and is left out. Where light has wings,
+    as a galaxy's, they are fitted too. Where it ends sharply, as a nebula's, boxes beside it count.
+    """
+    near = fit_surfaces(mean, error, grid, fitting, NEAR_LIGHT, start=fit.weight.max(axis=0))
+    wings = Wings.around(mean - near.surface, error)
+    if wings is None:
+        return fit
+    beyond = fit_surfaces(mean, error, grid, fitting, NEAR_LIGHT, wings=wings)
+    left_out, left_without = (np.sum(one.weight[:, wings.surroundings()] < 0.5) for one in (beyond, near))
+    if left_out < _WINGS * left_without:
+        return beyond
+    return near if left_out > _NO_WINGS * left_without else fit
 
 
 def _slopes(mean: Float, fit: SurfaceFit) -> Float:
