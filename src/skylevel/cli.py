@@ -19,8 +19,10 @@ from skylevel.settings_file import read_settings, to_toml
 from skylevel.terminal import errors, logging_to, paths, print_json, reporting, say, terminal_handler
 
 if TYPE_CHECKING:
+    from distributed import Client
+
     from skylevel.program.plan import Exposure
-    from skylevel.program.run import ProgramResult, Target
+    from skylevel.program.run import ProgramResult
 
 FAILED, WRONG, INTERRUPTED = 1, 2, 130
 
@@ -306,14 +308,17 @@ def demo(output: str, as_json: bool, cluster: str, workers: int | None, quiet: b
     """Write a small program with known truth, level it by each preset, and compare what came out with the truth."""
     paths.learn((), output)
     from skylevel.demo import draw_comparison, measure_comparison, write_program
-    from skylevel.program.run import Target
+    from skylevel.program.cluster import connect
     from skylevel.tables import print_comparison, print_result, report_of
 
     program, levelled = Path(output, "program"), Path(output, "levelled")
     say(f"Writing three NIRCam exposures and two raw frames of the night sky to {program} ...", to=errors)
     sources = write_program(program)
-    with reporting(str(levelled), quiet=quiet) as progress:
-        results = _level_demo(sources, levelled, Target(cluster=cluster, workers=workers), progress)
+    with (
+        reporting(str(levelled), quiet=quiet) as progress,
+        connect(cluster, workers=workers, n_exposures=len(sources)) as client,
+    ):
+        results = _level_demo(sources, levelled, client, progress)
     if failed := [result for result in results.values() if result.failed]:
         print_result(failed[0], as_json=as_json, write_report=partial(report_of, failed[0]))
         return FAILED
@@ -328,18 +333,17 @@ def demo(output: str, as_json: bool, cluster: str, workers: int | None, quiet: b
 
 
 def _level_demo(
-    sources: Sequence[Path], levelled: Path, target: "Target", progress: Callable[[int, int], None]
+    sources: Sequence[Path], levelled: Path, client: "Client", progress: Callable[[int, int], None]
 ) -> "dict[str, ProgramResult]":
-    """Level the demo by the default and the better presets, each into a folder of its own, on one cluster."""
+    """Level the demo by the default and the better presets, each into a folder of its own."""
     from skylevel.program.run import run as run_program
 
     results = {}
-    with target.connected(len(sources)) as client:
-        for preset in ("notebook", "best", "program"):
-            recipes = [RECIPES[name].preset(preset) for name in ("rows", "channels")]
-            name = "default" if preset == "notebook" else preset
-            folder = levelled if preset == "notebook" else levelled.with_name(f"levelled-{preset}")
-            results[name] = run_program(sources, folder, recipe=recipes, client=client, progress=progress)
+    for preset in ("notebook", "best", "program"):
+        recipes = [RECIPES[name].preset(preset) for name in ("rows", "channels")]
+        name = "default" if preset == "notebook" else preset
+        folder = levelled if preset == "notebook" else levelled.with_name(f"levelled-{preset}")
+        results[name] = run_program(sources, folder, recipe=recipes, client=client, progress=progress)
     return results
 
 
