@@ -34,9 +34,12 @@ def _noted(record: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
 
 
 def damage_of_store(exposure: Exposure, record: Mapping[str, Any] | None, store: ProgramStore) -> str:
-    """Return what is wrong with the stored chunks of an exposure; empty where nothing is."""
+    """Return what is wrong with the stored chunks of an exposure; empty where nothing is.
+
+    However large the exposure is, one chunk of it is held.
+    """
     try:
-        store.load(store.read_estimate(exposure.place, record))
+        store.require_sound(exposure.place, record)
     except SkylevelError as error:
         return str(error)
     return ""
