@@ -342,8 +342,8 @@ def _existing(address: str) -> Iterator[Client]:
         _require_address(address)
         client = Client(address, timeout=timeout, set_as_default=False)
     except (OSError, ValueError) as error:
-        why = f"no scheduler answers: {error}; where one does, run the same command again"
-        raise ClusterError(f"{address}: {why}") from error
+        how = "; once one does, run the same command again" if isinstance(error, OSError) else ""
+        raise ClusterError(f"{address}: no scheduler answers: {error}{how}") from error
     with client:
         log.info("scheduler %s%s", address, _and_dashboard(client))
         if address.startswith("tcp://"):
