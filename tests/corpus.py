@@ -11,6 +11,7 @@ import os
 import re
 import resource
 import signal
+import socket
 import struct
 import sys
 import tempfile
@@ -334,6 +335,64 @@ def coordinates() -> Iterator[Case]:
         yield Case(f"wcs-{slug(name)}.fits", OPENS, content(cal(cards=cards)))
 
 
+# ----------------------------------------------------------------------------- FITS: what stands beside the image
+
+
+def beside() -> Iterator[Case]:
+    """Damage and oddities of HDUs that are copied, not levelled: any of them makes the whole file unreadable."""
+    for hdu, name in ((2, "ERR"), (3, "DQ")):
+        for keyword, value in (("BITPIX", "= 7"), ("NAXIS", "= 2147483648"), ("NAXIS1", "= 2147483648"),
+                               ("NAXIS2", "= -1"), ("NAXIS2", "= 10000"), ("PCOUNT", "= 9223372036854775807"),
+                               ("GCOUNT", "= 2147483648"), ("XTENSION", None)):  # fmt: skip
+            made = card(cal(), keyword, value, hdu=hdu)
+            yield Case(f"beside-{name}-{keyword}-{slug(value)}.fits", UNREADABLE, content(made))
+        made = card(cal(), "XTENSION", "= 'FOREIGN '", hdu=hdu)
+        yield Case(f"beside-{name}-foreign.fits", OPENS, content(made))
+    science = fits.ImageHDU(image(), name="SCI")
+    for dtype in ("u1", "i2", "i4", "i8", "f4", "f8"):
+        flags = fits.ImageHDU(np.zeros((NY, NX), dtype), name="DQ")
+        yield Case(f"dq-{dtype}.fits", OPENS, content(cal(hdus=[science, flags])))
+    for shape in ((2, NY, NX), (NY,), (1, NY, NX)):
+        flags = fits.ImageHDU(np.zeros(shape, "u4"), name="DQ")
+        yield Case(f"dq-shape-{slug(shape)}.fits", OPENS, content(cal(hdus=[science, flags])))
+    flags = fits.ImageHDU(np.zeros((NY, NX), "u4"), name="DQ")
+    yield Case("two-dq.fits", OPENS, content(cal(hdus=[science, flags, flags.copy()])))
+    heap = np.array([np.arange(n, dtype="i4") for n in (1, 2, 3)], dtype=object)
+    table = fits.BinTableHDU.from_columns([fits.Column("A", "PJ()", array=heap)], name="HDRTAB")
+    table.header["SPARE"] = 1
+    whole = cal(hdus=[science, table])
+    yield Case("table-with-heap.fits", OPENS, content(whole))
+    for keyword, value in (("PCOUNT", "= 2147483648"), ("THEAP", "= -1"), ("TFORM1", "= '9Q'")):
+        expected = UNREADABLE if keyword == "PCOUNT" else OPENS
+        yield Case(f"table-{keyword}.fits", expected, content(card(whole, keyword, value, hdu=2)))
+
+
+def controls() -> Iterator[Case]:
+    """Text that moves a terminal's cursor, renames its window, or is no text, where a run would show it."""
+    texts = {"osc": b"\x1b]0;a\x07", "csi": b"\x9b2J", "del": b"\x7f", "back": b"\x08\x08", "line": b"\r\n",
+             "latin": b"\xe9"}  # fmt: skip
+    for keyword in ("DETECTOR", "FILTER", "OBJECT", "FILENAME"):
+        for name, text in texts.items():
+            made = cal(primary={"OBJECT": "x", keyword: "Q" * len(text)}).replace(b"Q" * len(text), text, 1)
+            yield Case(f"control-{keyword}-{name}.fits", UNREADABLE, content(made))
+    yield Case("control-keyword.fits", UNREADABLE, content(cal().replace(b"PROGRAM ", b"PRO\x1b[2J", 1)))
+    yield Case("control-in-sci.fits", UNREADABLE, content(cal().replace(b"MJy/sr", b"M\x1b[2Jr", 1)))
+
+
+def sums() -> Iterator[Case]:
+    """Cards of sums that are true, false, alone or no sums."""
+    stream = io.BytesIO()
+    with fits.open(io.BytesIO(cal())) as hdus:
+        hdus.writeto(stream, checksum=True)
+    whole = stream.getvalue()
+    yield Case("sums-true.fits", OPENS, content(whole))
+    for keyword in ("CHECKSUM", "DATASUM"):
+        for value in ("= '0000000000000000'", "= '4294967296'", "= 5", "= 'no end", "= ''", None):
+            for hdu in (0, 1):
+                made = card(whole, keyword, value, hdu=hdu)
+                yield Case(f"sums-{keyword}-{hdu}-{slug(value)}.fits", OPENS, content(made))
+
+
 # -------------------------------------------------------------------------------------------------- FITS: compressed
 
 
@@ -488,6 +547,22 @@ def others() -> Iterator[Case]:
     for kind, magic in kinds.items():
         yield Case(f"{kind}.fits", UNREADABLE, content(magic * 300))
         yield Case(f"{kind}.{kind}", REFUSED, content(magic * 300))
+    yield Case("socket.fits", UNREADABLE, lambda path: socket.socket(socket.AF_UNIX).bind(str(path)))
+    yield Case("to-a-folder.fits", UNREADABLE, lambda path: path.symlink_to("."))
+    yield Case("full-device.fits", UNREADABLE, lambda path: path.symlink_to("/dev/full"))
+    # By another kind's name, or by none.
+    for name in ("fits-is.dng", "fits-is.nef", "fits-is.fits.gz", "fits-is.fits.fz", "fits-is.txt", "fits-is"):
+        yield Case(name, OPENS, content(cal()))
+    for name in ("gzip-is.fits", "gzip-is.dng"):
+        yield Case(name, OPENS, content(gzip.compress(cal(), mtime=0)))
+    for name in ("dng-is.fits", "dng-is.tif", "dng-is.cr2", "dng-is.fits.gz"):
+        yield Case(name, OPENS, content(dng()))
+    for name in ("UPPER.FITS", "upper.FIT", "upper.fts", "upper.FITS.GZ"):
+        data = gzip.compress(cal(), mtime=0) if name.endswith("GZ") else cal()
+        yield Case(name, OPENS, content(data))
+    yield Case("two-members.fits.gz", OPENS, content(gzip.compress(cal()[:4000]) + gzip.compress(cal()[4000:])))
+    yield Case("mark-before.fits", UNREADABLE, content(b"\xef\xbb\xbf" + cal()))
+    yield Case("line-ends.fits", UNREADABLE, content(cal().replace(b"\n", b"\r\n")))
     yield Case("simple-alone.fits", UNREADABLE, content(b"SIMPLE  ="))
     yield Case("simple-lower.fits", UNREADABLE, content(cal().replace(b"SIMPLE", b"simple", 1)))
 
@@ -507,7 +582,8 @@ def names() -> Iterator[Case]:
 
 
 FAMILIES = (
-    structure, cards, damage, packed, lies, pixels, choices, coordinates, tiles, mosaics, raws, others, names,
+    structure, cards, damage, packed, lies, pixels, choices, coordinates, beside, sums, controls, tiles,
+    mosaics, raws, others, names,
 )  # fmt: skip
 
 

@@ -22,6 +22,7 @@ import pytest
 from distributed import Client, LocalCluster
 
 from programs import finish, wait_until, write_exposures
+from skylevel.kernels.sorting import slow_instructions
 from skylevel.program.cluster import _has_pages, connect, dashboard, private_folder
 
 NOBODY = 65534
@@ -197,3 +198,13 @@ class TestPrivateFolder:
         assert found != planted
         assert found.stat().st_mode & 0o777 == 0o700
         assert found.stat().st_uid == os.getuid()
+
+
+@pytest.mark.parametrize("of_user", [None, "NPY_DISABLE_CPU_FEATURES", "NPY_ENABLE_CPU_FEATURES"])
+def test_workers_do_without_what_numpy_is_slow_with(monkeypatch: pytest.MonkeyPatch, of_user: str | None) -> None:
+    if of_user:
+        monkeypatch.setenv(of_user, "")
+    with connect("local", workers=1, n_exposures=1) as client:
+        found = client.run(os.environ.get, "NPY_DISABLE_CPU_FEATURES")
+    of_ours = " ".join(slow_instructions()) or None
+    assert set(found.values()) == {os.environ.get("NPY_DISABLE_CPU_FEATURES") if of_user else of_ours}

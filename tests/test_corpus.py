@@ -31,7 +31,7 @@ def lines(tmp_path_factory) -> dict[str, dict[str, Any]]:
 
 def test_there_are_enough_and_each_is_its_own():
     cases = corpus()
-    assert len(cases) >= 300
+    assert len(cases) >= 700
     assert not [name for name, count in Counter(case.name for case in cases).items() if count > 1]
 
 

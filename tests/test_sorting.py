@@ -12,7 +12,7 @@ import pytest
 from scenes import make_frame, make_raw_frame
 from skylevel.kernels import sorting
 from skylevel.level import level_channels, level_rows
-from skylevel.recipes import Channels
+from skylevel.recipes import Channels, Rows
 
 # As NumPy names them; a processor that has none of the last step has the one before as its best.
 FOUND = np.show_config(mode="dicts")["SIMD Extensions"].get("found", [])
@@ -27,18 +27,36 @@ def test_rows_are_in_order(dtype: type) -> None:
     np.testing.assert_array_equal(values, expected)
 
 
-def test_nan_come_last() -> None:
-    values = np.array([[np.nan, 2.0, 1.0]], np.float32)
-    sorting.sort_rows(values)
-    np.testing.assert_array_equal(values, [[1.0, 2.0, np.nan]])
+@pytest.mark.parametrize("sort", [sorting.sort_rows, sorting._sort_by_keys])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_nan_come_last(sort: sorting.Sort, dtype: type) -> None:
+    values = np.array([[np.nan, 2.0, 1.0], [np.nan] * 3, [-1.0, np.nan, -2.0]], dtype)
+    sort(values)
+    np.testing.assert_array_equal(values, [[1.0, 2.0, np.nan], [np.nan] * 3, [-2.0, -1.0, np.nan]])
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-300, 1e-3, 1.0, 1e300])
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5], ids="{:.0%} far out".format)
+def test_keys_give_the_same_order(scale: float, share: float) -> None:
+    rng = np.random.default_rng(2)
+    values = scale * rng.normal(3.0, 1.0, (20, 700))
+    values[rng.random(values.shape) < share] *= 1e6
+    expected = np.sort(values, axis=1)
+    sorting._sort_by_keys(values)
+    np.testing.assert_array_equal(values, expected)
+
+
+def test_what_numpy_is_slow_with_is_nothing_that_it_does_without() -> None:
+    assert set(sorting.slow_instructions()) <= set(AVX512)
 
 
 def digest() -> str:
     """Of what both jobs make of a scene."""
-    rows = level_rows(make_frame(shape=(300, 410), seed=3))
-    raw = make_raw_frame(shape=(240, 330), seed=3)
-    channels = [level_channels(raw, Channels(method=method)) for method in ("filled", "planes")]
-    numbers = [v for dataset in (rows, *channels) for _, v in sorted(dataset.data_vars.items()) if v.dtype.kind in "bf"]
+    frame, raw = make_frame(shape=(300, 410), seed=3), make_raw_frame(shape=(240, 330), seed=3)
+    rows = [level_rows(frame, Rows(method=method)) for method in ("median", "streams")]
+    channels = [level_channels(raw, Channels(method=method)) for method in ("filled", "planes", "smooth")]
+    variables = [v for dataset in (*rows, *channels) for _, v in sorted(dataset.data_vars.items())]
+    numbers = [v for v in variables if v.dtype.kind in "bf"]
     return hashlib.sha256(b"".join(np.ascontiguousarray(v).tobytes() for v in numbers)).hexdigest()
 
 

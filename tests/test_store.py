@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import tracemalloc
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -397,3 +398,24 @@ def test_a_url_nobody_knows() -> None:
     assert "nosuch" not in fsspec.available_protocols()
     with pytest.raises(StoreError, match="nosuch"):
         ProgramStore("nosuch://bucket/program.zarr")
+
+
+def test_looking_at_chunks_holds_one_of_them(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(1).integers(0, 256, (12_000, 8_000)).astype(np.uint8)
+    estimate = xr.Dataset({"dq": (("y", "x"), pixels)})
+    store = prepared(str(tmp_path / "program.zarr"), estimate)
+    record = write(store, estimate)
+    chunks = sorted((tmp_path / "program.zarr" / NODE / "dq").glob("1.*"))
+    assert sum(chunk.stat().st_size for chunk in chunks) > 90e6
+    tracemalloc.start()
+    try:
+        store.require_sound(PLACE, record)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 25e6
+    with chunks[-1].open("r+b") as stream:
+        stream.seek(1000)
+        stream.write(b"damage")
+    with pytest.raises(StoreError, match="a stored chunk is damaged: the checksum of dq is another"):
+        store.require_sound(PLACE, record)

@@ -133,9 +133,21 @@ class TestOutputs:
         assert run(program, "--verify") == 0
         assert {n for n, s in stamps(program / "out").items() if before.get(n) != s} == {"skylevel.log"}
 
-    def test_without_its_input_what_was_copied_is_taken_as_it_is(self, program: Path) -> None:
+    @pytest.mark.parametrize("damage", OUTPUTS)
+    def test_damage_is_seen_without_the_input(self, program: Path, damage: str) -> None:
         shutil.rmtree(program / "in")
         assert [s.state for s in sl.status(program / "out", verify=True)] == ["done"] * 3
+        OUTPUTS[damage](program / "out")
+        assert [s.state for s in sl.status(program / "out", verify=True)].count("left") == 1
+
+    @pytest.mark.parametrize("hdu", ["PRIMARY", "SCI", "ERR", "DQ"])
+    @pytest.mark.parametrize("name", ["e00", "signed"])
+    def test_a_change_of_any_hdu_is_seen(self, program: Path, name: str, hdu: str) -> None:
+        path = program / "out" / f"{name}_rowbgsub.fits"
+        with fits.open(path) as hdus:
+            place = int(hdus[hdu].fileinfo()["hdrLoc"]) + 80 * 6 + 20
+        flip(path, place)
+        assert [s.state for s in sl.status(program / "out", verify=True)].count("left") == 1
 
 
 class TestChunks:

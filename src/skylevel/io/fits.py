@@ -4,17 +4,18 @@ astropy builds headers. An HDU that nothing changes is best copied as it is, and
 pixels are written: through astropy it takes a second pass and a second image.
 """
 
-import gzip
-import os
+import functools
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 from astropy.io import fits
+from google_crc32c import extend
 from numpy.typing import NDArray
 
 from skylevel.errors import OutputError, SettingsError, ShapeError, UnreadableFrameError
@@ -29,48 +30,32 @@ _OUR_CHECKSUM = re.compile(rb"CHECKSUM= '[0-9A-Za-z]{16}' *(/ " + CHECKSUM_COMME
 # The sum of an HDU whose CHECKSUM is true.
 _WHOLE = 0xFFFFFFFF
 
+# The file that was written last here, and the CRCs of the HDUs that were copied into it.
+_last_copies: ContextVar[tuple[Path | None, Mapping[int, int]]] = ContextVar("_last_copies", default=(None, {}))
+
 Card = tuple[str, str | int | float | bool | None, str]
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """Where an HDU was written, and the sum of its data; the latter None where they were copied inside the kernel."""
+    """Where an HDU was written, and the sum of its data; of one that was copied as it is, its CRC instead."""
 
     start: int
     end: int
     datasum: int | None = None
+    crc: int | None = None
 
 
 def copy_hdu(hdu: Hdu, source: IO[bytes], target: IO[bytes]) -> Written:
-    """Append the HDU's bytes as they are: inside the kernel where it can (Linux), else through memory."""
-    start = target.tell()
-    position = hdu.start if isinstance(source, gzip.GzipFile) else _copy_in_kernel(hdu, source, target)
-    source.seek(position)
-    while position < hdu.end:
-        piece = source.read(min(1 << 22, hdu.end - position))
-        if not piece:
-            raise UnreadableFrameError(f"{source.name}: the file became shorter while it was copied")
+    """Append the HDU's bytes as they are.
+
+    They go through memory for the sake of their CRC, without which nothing tells later whether they are still the same.
+    """
+    start, crc = target.tell(), 0
+    for piece in _pieces(source, hdu.start, hdu.end):
         target.write(piece)
-        position += len(piece)
-    return Written(start, start + hdu.end - hdu.start)
-
-
-def _copy_in_kernel(hdu: Hdu, source: IO[bytes], target: IO[bytes]) -> int:
-    """Copy as much as the system can; returns the source position reached."""
-    position = hdu.start
-    target.flush()
-    out = target.tell()
-    try:
-        while position < hdu.end:
-            copied = os.copy_file_range(source.fileno(), target.fileno(), hdu.end - position, position, out)
-            if copied == 0:
-                break
-            position, out = position + copied, out + copied
-    except (AttributeError, OSError):
-        # Not this system, or not between these two file systems: the caller copies the rest.
-        pass
-    target.seek(out)
-    return position
+        crc = extend(crc, piece)
+    return Written(start, target.tell(), crc=crc)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,8 +153,8 @@ def _pieces(stream: IO[bytes], start: int, end: int) -> Iterator[bytes]:
     """Yield the bytes from `start` to `end`, whole blocks at a time."""
     stream.seek(start)
     for position in range(start, end, BLOCK * 364):
-        piece = stream.read(min(BLOCK * 364, end - position))
-        if not piece:
+        wanted = min(BLOCK * 364, end - position)
+        if len(piece := stream.read(wanted)) < wanted:
             raise UnreadableFrameError(f"{stream.name}: the file became shorter while it was read")
         yield piece
 
@@ -192,6 +177,7 @@ def fits_output(output: Path) -> Iterator[tuple[IO[bytes], list[Written]]]:
         with temporary.open("xb") as target:
             yield target, written
         read_back(temporary, written, name=output)
+    _last_copies.set((output, {i: w.crc for i, w in enumerate(written) if w.crc is not None}))
 
 
 def read_back(path: Path, written: Sequence[Written], *, name: Path) -> None:
@@ -204,7 +190,7 @@ def read_back(path: Path, written: Sequence[Written], *, name: Path) -> None:
 
     Notes
     -----
-    Where an HDU was copied inside the kernel, its place and length are compared, not its bytes.
+    Where an HDU was copied as it is, its place and length are compared, not its bytes.
     """
     try:
         hdus = read_hdus(path, is_ours=True)
@@ -218,47 +204,44 @@ def read_back(path: Path, written: Sequence[Written], *, name: Path) -> None:
         raise OutputError(f"{name}: reads back other than it was written: the disk or its file system is at fault")
 
 
-def unsigned_sums(path: Path, extensions: Collection[int]) -> dict[str, int]:
-    """Return the sums of some HDUs of a file that was just written, by index: of those that carry no CHECKSUM of ours.
+def unsigned_crcs(path: Path) -> dict[str, int]:
+    """Return the CRC-32C of each HDU of a file that was just written here, by index; of those with our CHECKSUM, none.
 
     Together with the cards they tell later whether the file is still what was written; see `require_unchanged`.
     """
     if read_start(path) != FITS_MAGIC:
         return {}
-    hdus = read_hdus(path, is_ours=True)
+    last, copied = _last_copies.get()
+    known = copied if last == path else {}
     with open_bytes(path) as stream:
         return {
-            str(i): _sum_of_hdu(stream, hdus[i]) for i in extensions if i < len(hdus) and not _is_signed(hdus[i])
+            str(i): known[i] if i in known else _crc_of_hdu(stream, hdu)
+            for i, hdu in enumerate(read_hdus(path, is_ours=True))
+            if i in known or not _is_signed(hdu)
         }
 
 
-def require_unchanged(path: Path, sums: Mapping[str, int], source: Path | None = None) -> None:
+def require_unchanged(path: Path, crcs: Mapping[str, int]) -> None:
     """Refuse an output that is not what was written.
 
     Parameters
     ----------
     path : Path
-    sums : mapping of str to int
-        What `unsigned_sums` told when it was written.
-    source : Path, optional
-        The exposure that it comes from, where its other HDUs were copied byte for byte.
+    crcs : mapping of str to int
+        What `unsigned_crcs` told when it was written.
 
     Raises
     ------
     OutputError, UnreadableFrameError
         It is damaged, with the HDU.
     """
-    if not sums and read_start(path) != FITS_MAGIC:
+    if not crcs and read_start(path) != FITS_MAGIC:
         return
-    hdus, copied = read_hdus(path), read_hdus(source) if source else []
-    with open_bytes(path) as stream, open_bytes(source or path) as original:
-        for i, hdu in enumerate(hdus):
-            wanted: int | None = sums.get(str(i))
-            if wanted is None and _is_signed(hdu):
-                wanted = _WHOLE
-            elif wanted is None and len(copied) == len(hdus):
-                wanted = _sum_of_hdu(original, copied[i])
-            if wanted is not None and _sum_of_hdu(stream, hdu) != wanted:
+    with open_bytes(path) as stream:
+        for i, hdu in enumerate(read_hdus(path)):
+            wanted = crcs.get(str(i))
+            is_same = _crc_of_hdu(stream, hdu) == wanted if wanted is not None else True
+            if not is_same or (wanted is None and _is_signed(hdu) and _sum_of_hdu(stream, hdu) != _WHOLE):
                 raise OutputError(f"{path}: HDU {i} is not what was written")
 
 
@@ -269,6 +252,10 @@ def _is_signed(hdu: Hdu) -> bool:
 
 def _sum_of_hdu(stream: IO[bytes], hdu: Hdu) -> int:
     return _folded(sum(map(_sum_of, _pieces(stream, hdu.start, hdu.end))))
+
+
+def _crc_of_hdu(stream: IO[bytes], hdu: Hdu) -> int:
+    return functools.reduce(extend, _pieces(stream, hdu.start, hdu.end), 0)
 
 
 def _datasum(stream: IO[bytes], hdu: Hdu) -> int:

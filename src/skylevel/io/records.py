@@ -33,11 +33,10 @@ def encode_record(record: Mapping[str, Any]) -> bytes:
 
 def decode_record(chunk: bytes, *, picture: bool = False) -> dict[str, Any] | None:
     """Return the record in a stored chunk, with its picture or without; None where it is damaged or of another form."""
-    body, checksum = chunk[:-CHECKSUM_BYTES], chunk[-CHECKSUM_BYTES:]
-    if crc32c(body).to_bytes(CHECKSUM_BYTES, "little") != checksum:
+    if not is_whole(chunk):
         return None
     try:
-        record = json.loads(VLenUTF8().decode(body)[0])
+        record = json.loads(VLenUTF8().decode(chunk[:-CHECKSUM_BYTES])[0])
     except (ValueError, IndexError, RecursionError):
         return None
     if not _is_record(record):
@@ -45,6 +44,11 @@ def decode_record(chunk: bytes, *, picture: bool = False) -> dict[str, Any] | No
     if not picture:
         record.pop(PICTURE, None)
     return record
+
+
+def is_whole(chunk: bytes) -> bool:
+    """Return whether a stored chunk, of a record or an array, has the checksum that it ends with."""
+    return crc32c(chunk[:-CHECKSUM_BYTES]).to_bytes(CHECKSUM_BYTES, "little") == chunk[-CHECKSUM_BYTES:]
 
 
 def _is_record(record: Any) -> bool:

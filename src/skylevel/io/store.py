@@ -27,7 +27,7 @@ import json
 import math
 import re
 import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,15 @@ from skylevel.io.nodes import (
     write_coordinate,
     write_facts,
 )
-from skylevel.io.records import CHECKSUM_BYTES, FORMAT, decode_record, encode_record, plain, small_variable
+from skylevel.io.records import (
+    CHECKSUM_BYTES,
+    FORMAT,
+    decode_record,
+    encode_record,
+    is_whole,
+    plain,
+    small_variable,
+)
 from skylevel.io.remote import file_system
 from skylevel.io.urls import public_url, without_secrets
 
@@ -367,6 +375,26 @@ class ProgramStore:
         except (OSError, ValueError, RuntimeError) as error:
             raise self._damaged("a stored chunk is damaged", error) from error
 
+    def require_sound(self, place: Place | None, record: Mapping[str, Any] | None) -> None:
+        """Look at every stored chunk of an exposure, one after the other: none but it is held.
+
+        Raises
+        ------
+        StoreError
+            Something is not there, is damaged, or is not what the record tells of.
+        """
+        estimate = self.read_estimate(place, record)
+        if place is None or record is None:
+            return
+        for name in record["checksums"].keys() & estimate.keys():
+            for path in self._chunk_paths(place, name, self._arrays(place)[name]):
+                try:
+                    whole = is_whole(self._files.cat_file(path))
+                except OSError as error:
+                    raise self._damaged("a stored chunk cannot be read", error) from error
+                if not whole:
+                    raise self._damaged("a stored chunk is damaged", ValueError(f"the checksum of {name} is another"))
+
     def _damaged(self, what: str, error: Exception) -> StoreError:
         cause = without_secrets(str(error), self.url) or type(error).__name__
         return StoreError(f"{self.name}: {what}: {cause}; run the program again")
@@ -402,9 +430,13 @@ class ProgramStore:
 
     def _checksums(self, place: Place, name: str, array: Array) -> list[str]:
         """Return what stands at the end of each stored chunk of an exposure's array, its checksum, as hexadecimals."""
+        paths = self._chunk_paths(place, name, array)
+        return [self._files.cat_file(path, start=-CHECKSUM_BYTES).hex() for path in paths]
+
+    def _chunk_paths(self, place: Place, name: str, array: Array) -> Iterator[str]:
         folder = f"{self._root}/{place.node}/{name}"
-        keys = (".".join(map(str, (place.index, *index))) for index in np.ndindex(array.cdata_shape[1:]))
-        return [self._files.cat_file(f"{folder}/{key}", start=-CHECKSUM_BYTES).hex() for key in keys]
+        for index in np.ndindex(array.cdata_shape[1:]):
+            yield f"{folder}/{'.'.join(map(str, (place.index, *index)))}"
 
     def _chunks(self, path: str) -> dict[str, dict[int, list[str]]]:
         """Return the keys of the chunks that a node's arrays have, by array and index."""

@@ -56,9 +56,9 @@ def _medians(
     # In bits: counting along an axis is slow.
     n = np.bitwise_count(np.packbits(counted, axis=1)).sum(axis=1, dtype=np.intp)
     middle = np.full((2, len(image)), np.nan, image.dtype)
-    for y, row in enumerate(np.split(values, np.cumsum(n)[:-1])):
-        if row.size:
-            middle[:, y] = _middle(row)
+    stop = np.cumsum(n)
+    for y in np.flatnonzero(n):
+        middle[:, y] = _middle(values[stop[y] - n[y] : stop[y]])
     return np.asarray(middle.sum(axis=0) / 2, image.dtype)
 
 

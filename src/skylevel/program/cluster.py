@@ -28,6 +28,7 @@ from tornado.ioloop import PeriodicCallback
 
 from skylevel.errors import ClusterError, SchedulerLostError
 from skylevel.io.names import number_of
+from skylevel.kernels.sorting import slow_instructions
 from skylevel.program.fan_out import GONE
 from skylevel.program.tasks import require_version
 from skylevel.version import __version__
@@ -168,6 +169,7 @@ def _local(workers: int | None, n_exposures: int) -> Iterator[Client]:
     n_workers = max(1, min(workers or CPU_COUNT, n_exposures))
     with (
         dask.config.set(SCHEDULER_SETTINGS | LOCAL_SETTINGS | {"temporary-directory": private_folder()}),
+        dask.config.set({"distributed.nanny.pre-spawn-environ": _environment()}),
         _loop_deaf_to_interrupts() as loop,
         _local_cluster(n_workers, loop) as cluster,
         Client(cluster, set_as_default=False) as client,
@@ -175,6 +177,18 @@ def _local(workers: int | None, n_exposures: int) -> Iterator[Client]:
     ):
         log.info("%s on this machine%s", number_of(n_workers, "worker"), _and_dashboard(client))
         yield client
+
+
+def _environment() -> dict[str, str]:
+    """Return the variables workers on this machine start with: Dask's, and what NumPy is faster without.
+
+    Of NumPy's own variables no two go together; what the user has set holds.
+    """
+    given = dict(dask.config.get("distributed.nanny.pre-spawn-environ"))
+    if any(name in os.environ for name in ("NPY_DISABLE_CPU_FEATURES", "NPY_ENABLE_CPU_FEATURES")):
+        return given
+    slow = slow_instructions()
+    return given | ({"NPY_DISABLE_CPU_FEATURES": " ".join(slow)} if slow else {})
 
 
 def _local_cluster(n_workers: int, loop: Any) -> LocalCluster:
@@ -328,7 +342,8 @@ def _existing(address: str) -> Iterator[Client]:
         _require_address(address)
         client = Client(address, timeout=timeout, set_as_default=False)
     except (OSError, ValueError) as error:
-        raise ClusterError(f"{address}: no scheduler answers: {error}") from error
+        how = "; once one does, run the same command again" if isinstance(error, OSError) else ""
+        raise ClusterError(f"{address}: no scheduler answers: {error}{how}") from error
     with client:
         log.info("scheduler %s%s", address, _and_dashboard(client))
         if address.startswith("tcp://"):

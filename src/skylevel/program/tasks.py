@@ -378,12 +378,12 @@ def _export(exposure: Exposure, leveling: Leveling, store: ProgramStore, record:
         job=exposure.job, frame=leveling.frame, estimate=leveling.estimate, recipe=exposure.recipe, group=group,
         writing=writing,
     )  # fmt: skip
-    written, extension = {}, int(leveling.frame.attrs.get("sci_extension", 0))
+    written = {}
     with record.stage("export"):
         for kind, url in exposure.outputs.items():
             with local_output(url) as path:
                 remark = exposure.job.products[kind].write(path, measured)
-                written[kind] = written_output(path, extension)
+                written[kind] = written_output(path)
             record.say(f"wrote {public_url(url)}" + (f"; {remark}" if remark else ""))
     with record.stage("picture"):
         picture = _picture(measured, record)

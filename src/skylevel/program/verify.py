@@ -5,23 +5,15 @@ from pathlib import Path
 from typing import Any
 
 from skylevel.errors import SkylevelError
-from skylevel.io.fits import require_unchanged, unsigned_sums
+from skylevel.io.fits import require_unchanged, unsigned_crcs
 from skylevel.io.remote import local_input, output_size
 from skylevel.io.store import ProgramStore
-from skylevel.io.urls import is_remote
 from skylevel.program.plan import Exposure
 
 
-def written_output(path: Path, extension: int) -> dict[str, Any]:
-    """Return what tells later whether an output is still the file just written: for the commit record.
-
-    Parameters
-    ----------
-    path : Path
-    extension : int
-        Index of the HDU of the levelled image.
-    """
-    return {"size": path.stat().st_size, "sums": unsigned_sums(path, sorted({0, extension}))}
+def written_output(path: Path) -> dict[str, Any]:
+    """Return what tells later whether an output is still the file just written: for the commit record."""
+    return {"size": path.stat().st_size, "crc32c": unsigned_crcs(path)}
 
 
 def is_there(exposure: Exposure, record: Mapping[str, Any]) -> bool:
@@ -42,9 +34,12 @@ def _noted(record: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
 
 
 def damage_of_store(exposure: Exposure, record: Mapping[str, Any] | None, store: ProgramStore) -> str:
-    """Return what is wrong with the stored chunks of an exposure; empty where nothing is."""
+    """Return what is wrong with the stored chunks of an exposure; empty where nothing is.
+
+    However large the exposure is, one chunk of it is held.
+    """
     try:
-        store.load(store.read_estimate(exposure.place, record))
+        store.require_sound(exposure.place, record)
     except SkylevelError as error:
         return str(error)
     return ""
@@ -52,15 +47,11 @@ def damage_of_store(exposure: Exposure, record: Mapping[str, Any] | None, store:
 
 def damage_of_outputs(exposure: Exposure, record: Mapping[str, Any]) -> str:
     """Return what is wrong with the outputs of an exposure, which are there; empty where nothing is."""
-    size, facts = int(exposure.identity.get("size") or 0), exposure.facts
-    copies = facts is not None and exposure.job.copied_bytes(size, facts, exposure.layout) > 0
-    original = Path(exposure.source) if copies and not is_remote(exposure.source) else None
     for kind, url in exposure.outputs.items():
-        sums = _noted(record, kind).get("sums")
-        is_copy = kind == "levelled" and original is not None and original.is_file()
+        crcs = _noted(record, kind).get("crc32c")
         try:
             with local_input(url) as path:
-                require_unchanged(path, sums if isinstance(sums, dict) else {}, original if is_copy else None)
+                require_unchanged(path, crcs if isinstance(crcs, dict) else {})
         except (SkylevelError, OSError) as error:
             return str(error)
     return ""
