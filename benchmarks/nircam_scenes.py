@@ -116,10 +116,10 @@ def _stream(rng: np.random.Generator, exponent: float) -> NDArray[np.float64]:
     return rows / rows.mean(axis=1).std() * 1.25 ** rng.uniform(-1, 1)
 
 
-def sky_shape(seed: int) -> NDArray[np.float64]:
-    """The sky over its level, less 1."""
+def sky_shape(seed: int, step: tuple[int, int] = (1, 1)) -> NDArray[np.float64]:
+    """The sky over its level, less 1: at every pixel, or in the middle of cells of `step` rows and columns."""
     rng = np.random.default_rng([1, seed])
-    y, x = (np.mgrid[:SIZE, :SIZE] / SIZE) - 0.5
+    y, x = (np.mgrid[: SIZE : step[0], : SIZE : step[1]] + (np.array(step)[:, None, None] - 1) / 2) / SIZE - 0.5
     across, along, xx, xy, yy, wave = rng.normal(size=6) * (0.03, 0.03, 0.012, 0.012, 0.012, 0.01)
     turn, phase = rng.uniform(0, 2 * np.pi, 2)
     ripple = np.cos(rng.uniform(2, 5) * (x * np.cos(turn) + y * np.sin(turn)) + phase)

@@ -75,6 +75,13 @@ def test_a_frame_without_stripes_is_left_alone():
     assert np.sqrt(np.mean(level**2)) < 0.1 * NOISE / np.sqrt(512)
 
 
+def test_without_stripes_a_sky_that_no_polynomial_follows_is_left_alone():
+    image, bad, _ = make((2048, 512), stripes=0.0)
+    image += (0.005 * np.cos(6 * np.arange(2048) / 2048)).astype(np.float32)[:, None]
+    level = measure_streams(image, bad, amplifiers=ONE).level
+    assert np.sqrt(np.mean(level**2)) < 0.1 * NOISE / np.sqrt(512)
+
+
 def make_nebula(stripes, brightness):
     image, bad, rows = make((1024, 512), stars=0, seed=3, stripes=stripes)
     y, x = np.mgrid[:1024, :512] / 512

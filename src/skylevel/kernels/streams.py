@@ -25,7 +25,7 @@ _FEWEST_ROWS = 30
 _MAD_INEFFICIENCY = 1.6
 _MAD_PER_STDDEV = 0.6744897501960817
 # What stands in for no noise: divided by, never seen.
-_NOTHING = 3e-7
+_NOTHING = 1e-9
 # An amplifier's own stream is never taken for less than this part of the shared one.
 _LEAST_OWN = 0.02
 # Standard deviations of Gaussians along y that are compared, in rows.
