@@ -172,19 +172,19 @@ def run(inputs: tuple[str, ...], output: str, **options: Any) -> int:
     paths.learn(inputs, output)
     from skylevel.program.own_worker import let_xarray_ask, own_worker
 
-    # Before the heavy imports too: what one exposure needs is imported in two processes at once.
+    let_xarray_ask()
+    from skylevel.program.associations import write_associations
+    from skylevel.program.plan import make_plan
+    from skylevel.program.run import Target, run_partition, run_plan
+    from skylevel.tables import print_plan, print_result, report_of
+
+    # It shares what is imported by now, and imports the rest while the plan is made.
     own = click.get_current_context().with_resource(
         own_worker(
             wanted=not share and not options["dry_run"] and options["cluster"] == "local",
             at_once=len(inputs) == 1 and Path(inputs[0]).is_file() and not Path(output, "program.zarr").exists(),
         )
     )
-    from skylevel.program.associations import write_associations
-    from skylevel.program.plan import make_plan
-    from skylevel.program.run import Target, run_partition, run_plan
-    from skylevel.tables import print_plan, print_result, report_of
-
-    let_xarray_ask()
     with logging_to([terminal_handler(options["quiet"])]):
         plan = make_plan(
             inputs,

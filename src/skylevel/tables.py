@@ -3,10 +3,8 @@
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from skylevel.demo import Comparison
-from skylevel.demo.measure import three_digits
 from skylevel.errors import SkylevelError
 from skylevel.io.store import ProgramStore
 from skylevel.io.urls import is_remote
@@ -18,6 +16,10 @@ from skylevel.program.run import ProgramResult
 from skylevel.program.view import ExposureState, program_status
 from skylevel.report import has_report, write_report
 from skylevel.terminal import console, errors, print_columns, print_facts, print_json, say
+
+if TYPE_CHECKING:
+    # It draws.
+    from skylevel.demo import Comparison
 
 _TO_DO = {Steps.MEASURE: "measure", Steps.EXPORT: "export"}
 
@@ -177,7 +179,7 @@ def _print_status(told: Mapping[str, Any]) -> None:
             say(said.rstrip(), indent=10)
 
 
-def print_comparison(compared: Sequence[Comparison], pages: Mapping[str, str | None], *, as_json: bool) -> None:
+def print_comparison(compared: "Sequence[Comparison]", pages: Mapping[str, str | None], *, as_json: bool) -> None:
     """Print how much of the demo's structure each preset left, and where its report and its picture are."""
     if as_json:
         print_json({**pages, "compared": [dataclasses.asdict(one) for one in compared]})
@@ -190,5 +192,7 @@ def print_comparison(compared: Sequence[Comparison], pages: Mapping[str, str | N
     print_facts([(name, place) for name, place in pages.items() if place])
 
 
-def _compared(one: Comparison) -> tuple[str, ...]:
+def _compared(one: "Comparison") -> tuple[str, ...]:
+    from skylevel.demo.measure import three_digits  # noqa: PLC0415 (it draws: none but the demo needs it)
+
     return one.name, one.quantity, *map(three_digits, (one.before, *one.after.values())), one.unit

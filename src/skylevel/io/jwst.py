@@ -327,6 +327,8 @@ def size_and_field(frame: xr.Dataset) -> str:
     line = f"{Path(frame.attrs['path']).name}: {ny} x {nx} pixels"
     try:
         header = fits.Header.fromstring(frame.attrs["wcs"], sep="\n")
+        if not any(name.startswith("CTYPE") for name in header):
+            return line
         _require_bounded(header, line)
         scale = _tangent_scale(header) or _celestial_scale(frame)
     except Exception:

@@ -7,8 +7,8 @@ ends leaves too few boxes to fit. So it is fitted together with the sky.
 from typing import Protocol, Self
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.ndimage import binary_fill_holes, gaussian_filter, label
 
 from skylevel.kernels.linear import solve_nonnegative, solve_positive
 
@@ -50,7 +50,7 @@ class _Source:
     """A source of light: its ellipse, whose radius is 1 at the core's edge, and how fast it falls beyond it."""
 
     def __init__(self, core: Bool, slope: float) -> None:
-        filled = binary_fill_holes(core)
+        filled = scipy.ndimage.binary_fill_holes(core)
         index = np.indices(core.shape, np.float64)
         y, x = index - np.mean(index[:, filled], axis=1)[:, None, None]
         # Of a filled ellipse the mean square along an axis is a quarter of the axis's; a box has a size of its own.
@@ -106,11 +106,11 @@ class Wings:
         """Return the wings of the sources in light above the sky (channel, mesh_y, mesh_x); None without any."""
         seen = np.isfinite(light) & np.isfinite(error) & (error > 0)
         each = np.where(seen, light, 0.0) / np.where(seen, error, 1.0)
-        view = gaussian_filter(each.sum(axis=0) / np.sqrt(len(light)), 1.0, mode="nearest")
+        view = scipy.ndimage.gaussian_filter(each.sum(axis=0) / np.sqrt(len(light)), 1.0, mode="nearest")
         core = np.zeros(view.shape, np.bool_)
         sources: list[_Source] = []
         for limit in _CORES:
-            labels, n = label(view > limit)
+            labels, n = scipy.ndimage.label(view > limit)
             size = np.bincount(labels.ravel(), minlength=n + 1)
             for k in [k for k in range(1, n + 1) if size[k] >= _LEAST_BOXES]:
                 there = labels == k

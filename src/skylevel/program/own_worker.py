@@ -140,16 +140,10 @@ def _serve(calls: Connection, others_end: Connection) -> None:
             if (sealed := calls.recv_bytes()) == _GET_READY:
                 # What cannot be imported, the call that needs it will say.
                 with suppress(Exception):
-                    _get_ready()
+                    import_module("skylevel.program.tasks").get_ready()
             else:
                 collect_as_usual()
                 calls.send_bytes(_made(sealed))
-
-
-def _get_ready() -> None:
-    """Import, once, all that a task needs; this module itself imports little, to be there early."""
-    let_xarray_ask()
-    import_module("skylevel.program.tasks").get_ready()
 
 
 def _end_with_parent() -> None:
