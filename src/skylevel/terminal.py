@@ -59,7 +59,7 @@ class _Paths:
                     self._given[shown(f"{absolute.rstrip('/')}/")] = shown(given)
         longest_first = sorted(self._given, key=len, reverse=True)
         # Where a path begins: not in the middle of another one.
-        self._known = re.compile(rf"(?<![^\s'\"(=:@])(?:{'|'.join(map(re.escape, longest_first))})")
+        self._known = re.compile(rf"(?<![^\s'\"(=:@])(?:{'|'.join(map(re.escape, longest_first)) or '(?!)'})")
 
     def as_given(self, text: str) -> str:
         """Return a text with the paths in it as they were given."""
