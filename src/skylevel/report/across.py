@@ -8,6 +8,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from skylevel.errors import StoreError
+from skylevel.io.names import number_of
 from skylevel.io.store import ProgramStore
 from skylevel.program.ledger import Ledger
 from skylevel.report.drawing import Axis, Plane, Plot, axis_over, line_plot, plane_plot
@@ -76,7 +77,7 @@ def _spread(kind: tuple[str, str], entries: Sequence[Entry], axis: Axis) -> Spre
     at = np.round(_on(axis, values), 1)
     dots = (at[:, 0].tolist(), at[:, 1].tolist()) if len(entries) <= _MOST_DOTS else ([], [])
     x = [np.round(_on(axis, of), 1).tolist() for of in (medians, low, high)]
-    text = f"{medians[0]:.3g} before, {medians[1]:.3g} after ({len(entries)} exposures)"
+    text = f"{medians[0]:.3g} before, {medians[1]:.3g} after ({number_of(len(entries), 'exposure')})"
     median, low, high = x
     return Spread(
         title_of(kind), text, median[0], median[1], (low[0], high[0]), (low[1], high[1]), dots[0], dots[1]
@@ -125,7 +126,7 @@ def _waterfall(entries: Sequence[Entry], levels: xr.DataArray, order: list[int])
         plane = plane - _nan_median(plane)[:, None]
     what = "row" if line == "y" else "column"
     ends = f"first {entries[0].name}, last {entries[-1].name}"
-    title = f"{title_of(entries[0].kind)}: {len(entries)} exposures"
+    title = f"{title_of(entries[0].kind)}: {number_of(len(entries), 'exposure')}"
     return plane_plot(
         title, plane, f"detector {what}", "exposure", entries[0].unit, notes=(ends,),
         size=(560, min(max(8 * len(entries), 80), 320)),
@@ -138,7 +139,7 @@ def _channels_over_time(entries: Sequence[Entry], background: xr.DataArray, orde
     names = [str(channel) for channel in background["channel"].values]
     styles = [{"R": 2, "G": 3, "B": 0}.get(name, 4 + i % 4) for i, name in enumerate(names)]
     return line_plot(
-        f"{title_of(entries[0].kind)}: {len(entries)} exposures",
+        f"{title_of(entries[0].kind)}: {number_of(len(entries), 'exposure')}",
         ("exposure, in time", np.arange(1, len(entries) + 1)),
         f"median background / {entries[0].unit or 'ADU'}",
         [(name, medians[:, i]) for i, name in enumerate(names)],

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jinja2
 from markupsafe import Markup
 
-from skylevel.io.names import printable
+from skylevel.io.names import number_of, printable
 from skylevel.io.records import PICTURE
 from skylevel.io.store import ProgramStore
 from skylevel.io.urls import public_url, url_name
@@ -47,7 +47,9 @@ def templates() -> jinja2.Environment:
         loader=jinja2.PackageLoader("skylevel.report"), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=False, finalize=_shown,
     )  # fmt: skip
-    environment.filters |= {"title_of": title_of, "short": lambda text, limit: printable(text, limit=limit)}
+    environment.filters |= {
+        "title_of": title_of, "number_of": number_of, "short": lambda text, limit: printable(text, limit=limit),
+    }  # fmt: skip
     return environment
 
 
