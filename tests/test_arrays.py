@@ -34,7 +34,7 @@ def test_an_image_that_is_read_again_is_the_same_and_no_task_is_shared(made_by):
 
 def test_what_a_cluster_holds_is_not_read_again():
     frame = make_frame(make_scene("sparse", 300).image, err=False, dq=False)
-    with Client(processes=False, n_workers=1, threads_per_worker=1, dashboard_address=None):
+    with Client(processes=False, n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0"):
         held = frame.chunk(y=90, x=110).persist()
         assert read_separately(held.sci.data) is held.sci.data
         for image in (held, held.assign(sci=held.sci + 0)):

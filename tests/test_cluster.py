@@ -13,7 +13,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import dask
@@ -129,9 +128,11 @@ def test_an_open_scheduler_is_warned_of(client: Client, caplog: pytest.LogCaptur
 
 @pytest.mark.parametrize("has_pages", [True, False])
 def test_the_dashboard_is_told_of_where_a_page_answers(has_pages: bool) -> None:
-    quiet: dict[str, Any] = {"host": "127.0.0.1", "n_workers": 0, "silence_logs": logging.CRITICAL}
     with (
-        LocalCluster(dashboard_address="127.0.0.1:0" if has_pages else None, **quiet) as cluster,
+        LocalCluster(
+            host="127.0.0.1", n_workers=0, silence_logs=logging.CRITICAL,
+            dashboard_address="127.0.0.1:0", scheduler_kwargs={"dashboard": has_pages},
+        ) as cluster,  # fmt: skip
         Client(cluster, set_as_default=False) as client,
     ):
         assert dashboard(client).startswith("http://127.0.0.1:") is has_pages
