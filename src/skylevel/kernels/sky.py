@@ -40,8 +40,8 @@ class SkyPrior(NamedTuple):
     """
 
     fractions: tuple[float, ...] = (0.015, 0.004, 0.001)
-    common_spread: float = 0.7
-    own_spread: float = 0.5
+    common_spread: float = 0.35
+    own_spread: float = 0.25
 
 
 class SkyShape(NamedTuple):
