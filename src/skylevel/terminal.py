@@ -148,9 +148,7 @@ def _plain(value: Any) -> Any:
 def reporting(output: str, *, quiet: bool) -> Iterator[Callable[[int, int], None]]:
     """Log lines to the terminal and to OUTPUT/skylevel.log, and show a progress bar on a terminal."""
     collect_as_usual()
-    # What becomes of a cluster is said in our own lines, not in the tracebacks that Dask logs.
-    for name in ("asyncio", "distributed", "distributed.client", "tornado.application"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    _silence_tracebacks()
     bar = Progress(
         TextColumn("levelling"), BarColumn(bar_width=None), MofNCompleteColumn(),
         TextColumn("{task.fields[failed]} failed"), TimeElapsedColumn(), _Pace(),
@@ -159,6 +157,17 @@ def reporting(output: str, *, quiet: bool) -> Iterator[Callable[[int, int], None
     task = bar.add_task("levelling", total=None, failed=0)
     with logging_to([terminal_handler(quiet), _Failures(bar), *_file_handlers(output)]), bar, stop_in_order():
         yield lambda count, total: bar.update(task, completed=count, total=total)
+
+
+def _silence_tracebacks() -> None:
+    """Let what becomes of a cluster be said in our own lines alone, not in the tracebacks that Dask logs."""
+    import dask  # noqa: PLC0415 (for runs alone)
+
+    names = "asyncio", "distributed", "distributed.client", "tornado.application"
+    # Where it is imported later, it sets them by this.
+    dask.config.set({"logging": dict.fromkeys(names, "critical")})
+    for name in names:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 class _Pace(ProgressColumn):
