@@ -2,7 +2,7 @@
 
 A gradient of the sky along y and the slowest stripes that all amplifiers share look the same in one exposure: how
 strong each usually is says how to divide what is seen, and no more can be known. Here that is known exactly, there are
-no sources, and only the slow part of the error counts, as means of 16 rows: a floor for all methods.
+no sources, and only the slow part of the error counts, as means of 16 rows: over many draws, a floor for all methods.
 """
 
 from collections.abc import Sequence

@@ -41,7 +41,7 @@ STRESS: Mapping[str, Mapping[str, float]] = {
 }
 NO_STRIPES = {"stripes": 0.0}
 UNCORRECTED, DEFAULT, BEST, PROGRAM = "uncorrected", "skylevel, default", "skylevel, `best`", "skylevel, `program`"
-LEAST = "least of any linear method"
+LEAST = "the best linear method"
 # Kinds of scene whose sky is one that `nircam_bound` knows of.
 _WITH_SKY = ("sparse", "crowded", "extended")
 # What `best` and `program` were built to reach: amp, and the mean size of bias.
@@ -342,10 +342,10 @@ and, under stress, {", ".join(map(str, STRESS_SEEDS))}: none was looked at while
 
 {alone_table(found)}
 
-One exposure cannot tell its slowest stripes from a gradient of the sky along y. What that leaves to any linear method,
-even to one that knows exactly how skies and stripes are drawn and meets no source, is its *least* error, on these same
-exposures (`nircam_bound.py`); to it comes what white noise does to single rows, about 1 (as on flat). Where that is
-above a limit, no method keeps it there.
+One exposure cannot tell its slowest stripes from a gradient of the sky along y. What that leaves on these same
+exposures to the *best* linear method, one that knows exactly how skies and stripes are drawn and meets no source, is
+shown too (`nircam_bound.py`); to it comes what white noise does to single rows, about 1 (as on flat). Over many
+draws no linear method does better; on a single one another may have more luck.
 
 The default takes sky and stripes together, as the notebook does: a gradient of the sky counts as its error. The JWST
 step refuses NRC_IMAGE for `fft`; its function is called here on the turned image, named NRS1.{absent}
