@@ -47,7 +47,9 @@ def _block_means(plane: NDArray[np.floating], columns: int) -> Float64:
 def _covariances() -> tuple[Float64, Float64, Float64]:
     """Covariances of skies (cell, cell) and of stripes (level, level), and the design (cell, level) between them."""
     rng = np.random.default_rng(0)
-    skies = np.array([SKY * _block_means_of_sky(1_000_000 + k) for k in range(_DRAWS)])
+    # Skies are smooth: what they are in the middle of a cell stands for its mean.
+    step = _ROWS, SIZE // _COLUMNS
+    skies = np.array([SKY * sky_shape(1_000_000 + k, step).ravel() for k in range(_DRAWS)])
     rows = np.array([_drawn_rows(rng).reshape(_BLOCKS, _ROWS).mean(axis=1) for _ in range(_DRAWS)])
     shared = rows.T @ rows / _DRAWS
     n = N_AMPLIFIERS
@@ -55,11 +57,6 @@ def _covariances() -> tuple[Float64, Float64, Float64]:
     stripes = np.kron(shared, COMMON**2 * np.ones((n, n)) + OWN**2 * np.eye(n))
     design = np.kron(np.eye(_BLOCKS * n), np.ones((_CELLS, 1)))
     return skies.T @ skies / _DRAWS, stripes, design
-
-
-def _block_means_of_sky(seed: int) -> Float64:
-    """Return a sky at the middle of each cell: it is smooth, and thousands are drawn."""
-    return sky_shape(seed, step=(_ROWS, SIZE // _COLUMNS)).ravel()
 
 
 def _drawn_rows(rng: np.random.Generator) -> Float64:

@@ -178,13 +178,9 @@ def run(inputs: tuple[str, ...], output: str, **options: Any) -> int:
     from skylevel.program.run import Target, run_partition, run_plan
     from skylevel.tables import print_plan, print_result, report_of
 
-    # It shares what is imported by now, and imports the rest while the plan is made.
-    own = click.get_current_context().with_resource(
-        own_worker(
-            wanted=not share and not options["dry_run"] and options["cluster"] == "local",
-            at_once=len(inputs) == 1 and Path(inputs[0]).is_file() and not Path(output, "program.zarr").exists(),
-        )
-    )
+    # It shares what is imported by now.
+    wanted = not share and not options["dry_run"] and options["cluster"] == "local"
+    own = click.get_current_context().with_resource(own_worker(wanted=wanted))
     with logging_to([terminal_handler(options["quiet"])]):
         plan = make_plan(
             inputs,

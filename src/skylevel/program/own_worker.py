@@ -31,11 +31,11 @@ _Answer = tuple[bool, Any]
 
 
 @contextmanager
-def own_worker(*, wanted: bool, at_once: bool) -> Iterator["OwnWorker | None"]:
+def own_worker(*, wanted: bool) -> Iterator["OwnWorker | None"]:
     """Give a worker that ends with the block; None where it is not wanted, or nothing can be forked safely.
 
     It is forked before there is another thread, whose locks it would find taken for ever, and waits at next to no cost
-    until it is told to get ready; `at_once`, where it is certain that there will be work, and a core for it.
+    until it is told to get ready.
     """
     # Other systems' own libraries do not bear it.
     if not wanted or threading.active_count() > 1 or not sys.platform.startswith("linux"):
@@ -43,8 +43,6 @@ def own_worker(*, wanted: bool, at_once: bool) -> Iterator["OwnWorker | None"]:
         return
     worker = OwnWorker()
     try:
-        if at_once and (os.cpu_count() or 1) > 1:
-            worker.get_ready()
         yield worker
     finally:
         worker.end()

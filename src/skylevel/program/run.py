@@ -116,10 +116,9 @@ class Target:
         from skylevel.program.cluster import connect  # noqa: PLC0415
         from skylevel.program.on_cluster import ClusterWorkers  # noqa: PLC0415
 
-        client = self.client
-        started = connect(self.cluster, workers=self.workers, n_exposures=len(exposures))
-        with nullcontext(client) if client is not None else started as connected:
-            yield ClusterWorkers(connected, url, exposures, needs)
+        given = nullcontext(self.client) if self.client is not None else None
+        with given or connect(self.cluster, workers=self.workers, n_exposures=len(exposures)) as client:
+            yield ClusterWorkers(client, url, exposures, needs)
 
     def _does_alone(self, needs: Mapping[str, Need]) -> bool:
         is_here = self.client is None and self.cluster == "local"
