@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 import skylevel as sl
+from programs import write_truncated
 from skylevel.html import table
 from skylevel.program.notebook_bar import NotebookBar, notebook_bar
 from skylevel.program.run import ProgramResult
@@ -60,3 +61,12 @@ def test_the_bar_links_to_the_dashboard(monkeypatch):
     bar(1, 2)
     assert '<a href="/proxy/8787/status&quot;onclick=x" target="_blank">dashboard</a>' in shown[0]
     assert '<progress value="1" max="2"></progress> 1 of 2 exposures' in shown[0]
+
+
+def test_the_bar_of_a_run_counts_what_failed(tmp_path, monkeypatch, client):
+    shown = []
+    display = SimpleNamespace(HTML=str, display=lambda html, **_: shown.append(html))
+    monkeypatch.setitem(sys.modules, "IPython.display", display)
+    truncated = write_truncated(tmp_path / "a_cal.fits")
+    sl.run(truncated, tmp_path / "out", client=client, progress=NotebookBar())
+    assert "1 of 1 exposures, 1 failed" in shown[-1]

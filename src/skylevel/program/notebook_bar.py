@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Sized
 from html import escape
 from importlib import import_module
 from typing import Any
@@ -25,10 +26,13 @@ class NotebookBar:
     ----------
     dashboard : str
         Address of the cluster's, to which the bar then links.
+    failed : sized
+        Exposures that failed so far, which the bar counts.
     """
 
     def __init__(self) -> None:
         self.dashboard = ""
+        self.failed: Sized = ()
         self._handle: Any = None
         self._shown = 0.0
 
@@ -39,6 +43,8 @@ class NotebookBar:
         # Of the notebook alone: nobody else has it.
         shown: Any = import_module("IPython.display")
         bar = f'<progress value="{count}" max="{total}"></progress> {count} of {total} exposures'
+        if self.failed:
+            bar += f", {len(self.failed)} failed"
         if self.dashboard:
             bar += f' <a href="{escape(self.dashboard)}" target="_blank">dashboard</a>'
         if self._handle is None:

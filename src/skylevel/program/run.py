@@ -219,7 +219,7 @@ def run_plan(
         if left:
             with target.work(session.store.url, left, session.needs) as workers:
                 if isinstance(progress, NotebookBar):
-                    progress.dashboard = workers.dashboard
+                    progress.dashboard, progress.failed = workers.dashboard, session.result.failed
                 _execute(session, workers, progress)
         _describe(session)
     return session.result
