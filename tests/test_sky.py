@@ -120,3 +120,17 @@ def test_nothing_measured_says_nothing():
     said = SkyInformation(np.zeros((3, 3)), np.zeros(3)).without_level()
     assert not said.matrix.any()
     assert not said.vector.any()
+
+
+@pytest.mark.parametrize(("steepness", "least", "most"), [(1.0, 0.4, 0.6), (0.0, 0.0, 0.02)])
+def test_where_nothing_changes_along_x_next_to_nothing_along_y_is_sky(steepness, least, most):
+    """A gradient along y that is known as badly as it is large: half of it is sky where the rest is as steep."""
+    terms, prior, sky = sky_terms(3), SkyPrior(), 0.5
+    usual = np.r_[sky, [sky * prior.fractions[i + j - 1] for i, j in terms[1:]]]
+    is_known = np.array([bool(i) or not j for i, j in terms])
+    said = np.where(is_known, steepness * usual, usual)
+    said[0] = sky
+    matrix = np.diag(np.where(is_known, 1e10, 1 / usual**2))
+    found = sky_posterior(SkyInformation(matrix, matrix @ said), terms, prior, sky)
+    part = found[~is_known] / usual[~is_known]
+    assert np.all((part > least) & (part < most))

@@ -24,7 +24,7 @@ _FREE = 1e3
 # Divided by in place of nothing.
 NO_WEIGHT = 1e-300
 # Places at which the steepness of the sky is tried, for all degrees together and for each.
-_COMMON_NODES, _OWN_NODES = 11, 3
+_USUAL_NODES, _RARE_NODES, _OWN_NODES = 7, 6, 3
 
 
 class SkyPrior(NamedTuple):
@@ -37,11 +37,15 @@ class SkyPrior(NamedTuple):
     common_spread, own_spread : float
         By how many e-foldings the steepness of all degrees together, and of each, may differ from that (rms). How
         steep this sky is, is read from what the data say of all its terms.
+    rare_share, rare_spread : float
+        Of so many skies nothing is expected but this spread of the steepness of all degrees: some are flat.
     """
 
     fractions: tuple[float, ...] = (0.015, 0.004, 0.001)
     common_spread: float = 0.35
     own_spread: float = 0.25
+    rare_share: float = 0.05
+    rare_spread: float = 1.4
 
 
 class SkyShape(NamedTuple):
@@ -427,10 +431,18 @@ def _steepnesses(terms: tuple[tuple[int, int], ...], prior: SkyPrior) -> tuple[F
     """Rms of each term (steepness, term) as a part of the sky's level, and each steepness' probability."""
     degrees = [i + j for i, j in terms]
     top = max(degrees)
-    axes = [hermite_e.hermegauss(_COMMON_NODES), *[hermite_e.hermegauss(_OWN_NODES)] * top]
+    usual = _spread_nodes(_USUAL_NODES, prior.common_spread, 1 - prior.rare_share)
+    rare = _spread_nodes(_RARE_NODES, prior.rare_spread, prior.rare_share)
+    axes = [np.hstack([usual, rare]), *[_spread_nodes(_OWN_NODES, prior.own_spread, 1.0)] * top]
     at = np.array(list(product(*(nodes for nodes, _ in axes))))
     weight = np.array([np.prod(w) for w in product(*(w for _, w in axes))])
     fractions = np.array(prior.fractions)[np.minimum(np.arange(top), len(prior.fractions) - 1)]
-    by_degree = fractions * np.exp(prior.common_spread * at[:, :1] + prior.own_spread * at[:, 1:])
+    by_degree = fractions * np.exp(at[:, :1] + at[:, 1:])
     rms = np.column_stack([np.full(len(at), _FREE), by_degree])[:, degrees]
-    return rms, weight / weight.sum()
+    return rms, weight
+
+
+def _spread_nodes(n: int, spread: float, share: float) -> Float64:
+    """Return `n` places of a normal distribution about 0, and what each stands for of a whole of `share`: (2, n)."""
+    nodes, weight = hermite_e.hermegauss(n)
+    return np.stack([spread * nodes, share * weight / weight.sum()])
