@@ -6,6 +6,7 @@ import pytest
 from astropy.stats import sigma_clip as astropys_clip
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import ndimage
 
 from reference import background_of
 from scenes import make_image
@@ -286,3 +287,13 @@ def test_clipping_is_astropys_however_deep_it_goes(share, outlier):
     np.testing.assert_array_equal(found.n_good, clipped.count(axis=1))
     np.testing.assert_allclose(found.level, clipped.mean(axis=1), rtol=1e-12)
     np.testing.assert_allclose(found.rms, clipped.std(axis=1), rtol=1e-9)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (2, 2), (2, 9), (3, 40), (41, 41)])
+def test_a_surface_is_scipys_spline(shape):
+    """Of short meshes too, along which SciPy's spline is none of a mirrored mesh, but what photutils gives."""
+    mesh = np.random.default_rng(shape).normal(100.0, 10.0, shape).astype(np.float32)
+    rows, columns = range(10 * shape[0]), np.arange(10 * shape[1])
+    found = Surface(mesh, rows, columns, box_size=(10, 10)).at(np.array(rows))
+    expected = ndimage.zoom(mesh.astype(np.float64), 10, order=3, mode="reflect", grid_mode=True)
+    np.testing.assert_allclose(found, np.clip(expected, mesh.min(), mesh.max()), rtol=1e-6)

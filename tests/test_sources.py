@@ -145,6 +145,18 @@ def test_pieces_that_nearly_touch_do_not_add_up():
     assert not connected(detected, 5).any()
 
 
+@pytest.mark.parametrize("turn", [False, True])
+def test_what_winds_is_one_source(turn):
+    """A path through all of the image, to and fro; and the teeth of a comb, which only its back joins."""
+    path = np.zeros((41, 40), bool)
+    path[::2] = path[1::4, -1] = path[3::4, 0] = True
+    comb = np.zeros((41, 40), bool)
+    comb[:, ::2] = comb[-1 if turn else 0] = True
+    for detected in (path.T if turn else path, comb):
+        np.testing.assert_array_equal(connected(detected, int(detected.sum())), detected)
+        assert not connected(detected, int(detected.sum()) + 1).any()
+
+
 @given(
     shape=SHAPES, density=st.floats(0.05, 0.8), n_pixels=st.integers(1, 12), seed=st.integers(0, 2**32 - 1)
 )

@@ -15,7 +15,6 @@ from skylevel import __version__
 from skylevel.errors import SchedulerLostError, SettingsError, SkylevelError
 from skylevel.interrupts import STOPPED
 from skylevel.recipes import RECIPES, Recipe
-from skylevel.settings_file import read_settings, to_toml
 from skylevel.terminal import errors, logging_to, paths, print_json, reporting, say, terminal_handler
 
 if TYPE_CHECKING:
@@ -176,11 +175,17 @@ def run(inputs: tuple[str, ...], output: str, **options: Any) -> int:
     from skylevel.program.associations import write_associations
     from skylevel.program.plan import make_plan
     from skylevel.program.run import Target, run_partition, run_plan
+    from skylevel.report.page import get_ready
     from skylevel.tables import print_plan, print_result, report_of
 
     # It shares what is imported by now.
-    wanted = not share and not options["dry_run"] and options["cluster"] == "local"
-    own = click.get_current_context().with_resource(own_worker(wanted=wanted))
+    own = click.get_current_context().with_resource(
+        own_worker(
+            wanted=not share and not options["dry_run"] and options["cluster"] == "local",
+            at_once=len(inputs) == 1 and Path(inputs[0]).is_file(),
+            meanwhile=None if options["no_report"] else get_ready,
+        )
+    )
     with logging_to([terminal_handler(options["quiet"])]):
         plan = make_plan(
             inputs,
@@ -289,6 +294,8 @@ def config(recipe: str, preset: str, as_json: bool) -> int:
     if as_json:
         print_json({"recipe": recipe, "preset": preset, "settings": chosen.to_dict()})
     else:
+        from skylevel.settings_file import to_toml
+
         click.echo(to_toml(chosen), nl=False)
     return 0
 
@@ -359,12 +366,20 @@ def _recipes(
     made = {name: RECIPES[name]() for name in names}
     if preset:
         made.update(_preset(preset, names))
-    for name, table in (read_settings(config) if config else {}).items():
+    for name, table in _settings_of(config).items():
         if name in made:
             made[name] = made[name].replace(table)
     for setting in settings:
         made.update(_with_setting(made, setting))
     return made
+
+
+def _settings_of(config: Path | None) -> Mapping[str, Mapping[str, Any]]:
+    if config is None:
+        return {}
+    from skylevel.settings_file import read_settings
+
+    return read_settings(config)
 
 
 def _preset(preset: str, names: list[str]) -> dict[str, Recipe]:

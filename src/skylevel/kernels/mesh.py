@@ -32,6 +32,9 @@ _TAIL_SHARE = 64
 # Relative error that a sum of a few float32 products stays below.
 _ROUNDING = np.float32(1e-6)
 
+# Of the filter that makes a cubic spline's coefficients, and how many of its powers are more than rounding.
+_POLE, _POLE_TERMS = 3.0**0.5 - 2.0, 30
+
 # Neighbours of an empty box that fill it, and the leaf size of their search: photutils' values. The leaf size
 # decides between neighbours at equal distance.
 _IDW_NEIGHBOURS = 10
@@ -389,8 +392,7 @@ class Surface:
     def __init__(self, mesh: Float32, y: range, x: Int, *, box_size: tuple[int, int]) -> None:
         self._range = mesh.min(), mesh.max()
         self._side = box_size[0]
-        coefficients = scipy.ndimage.spline_filter(mesh, order=3, mode="reflect", output=np.float64)
-        coefficients = np.pad(coefficients, 2, mode="symmetric")
+        coefficients = np.pad(_spline_coefficients(mesh), 2, mode="symmetric")
         # A tile needs no more rows of the mesh than those about it, however many there are.
         ends, _ = _spline_weights(np.array([y.start, y.stop - 1]), box_size[0])
         self._first_row = ends[0]
@@ -434,6 +436,38 @@ class Surface:
         """First of four rows of `_along_x` for each row of the image, and the four weights (4, y)."""
         first, weights = _spline_weights(y, self._side)
         return first - self._first_row, weights
+
+
+def _spline_coefficients(mesh: NDArray[np.floating]) -> Float:
+    """Return the coefficients (mesh_y, mesh_x) of the cubic spline through a mesh that is mirrored at its edges.
+
+    Equals ``scipy.ndimage.spline_filter``, which takes longer to import than a small frame to level, to rounding.
+    """
+    coefficients = mesh.astype(np.float64)
+    for lines in (coefficients, coefficients.T):
+        if len(lines) > 1:
+            _filter_spline(lines)
+    return coefficients
+
+
+def _filter_spline(lines: Float) -> None:
+    """Turn values along the first axis into coefficients: Unser's recursive filter (1999), forward and back."""
+    lines *= (1.0 - _POLE) * (1.0 - 1.0 / _POLE)
+    # Products, not powers, whose last bits differ between processors.
+    powers = np.cumprod([1.0, *[_POLE] * len(lines)])
+    beyond = powers[-1]
+    # What the mirrored values before the first one add up to.
+    pairs = lines[:-1] + beyond * lines[:0:-1]
+    before = weighted_sum(powers[:-2, None][:_POLE_TERMS], pairs[:_POLE_TERMS])
+    # SciPy has what it has summed until here in place of the first value; of a short mesh that can be seen.
+    before += powers[-2] * (lines[-1] + beyond * before)
+    lines[0] += before * (_POLE / (1.0 - beyond**2))
+    for line, last in zip(lines[1:], lines, strict=False):
+        line += _POLE * last
+    lines[-1] *= _POLE / (_POLE - 1.0)
+    for line, last in zip(lines[-2::-1], lines[::-1], strict=False):
+        np.subtract(last, line, out=line)
+        line *= _POLE
 
 
 def _spline_weights(index: Int, side: int) -> tuple[Int, Float]:

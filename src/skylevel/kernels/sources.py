@@ -220,13 +220,36 @@ def _connected_in_one(detected: Bool, n_pixels: int) -> Bool:
     # Those of the row above that a run touches stand one after the other.
     above = np.searchsorted(end, start - width - 1)
     n_above = np.searchsorted(start, end - width + 1, side="right") - above
-    bounds = np.concatenate([[0], np.cumsum(n_above)])
-    touching = np.arange(bounds[-1]) + np.repeat(above - bounds[:-1], n_above)
-    graph = scipy.sparse.csr_array((np.ones(touching.size, np.int8), touching, bounds), shape=(first.size, first.size))
-    _, source = scipy.sparse.csgraph.connected_components(graph, directed=False)
+    source = _joined(above, n_above)
     large = np.bincount(source, weights=length)[source] >= n_pixels
     kept.reshape(-1)[at] = np.repeat(large, length)
     return kept
+
+
+def _joined(above: NDArray[np.intp], n_above: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Return for each run the first run that it is connected with; it touches `n_above` ones from `above` on.
+
+    As ``scipy.sparse.csgraph.connected_components``, which takes longer to import than a small frame to level.
+    """
+    # Each knows the first that it touches, which knows its own: those that are first know themselves.
+    first = _followed(np.where(n_above > 0, above, np.arange(above.size)))
+    further = np.maximum(n_above - 1, 0)
+    one = np.repeat(np.arange(above.size), further)
+    other = np.arange(one.size) + np.repeat(above + 1 - np.cumsum(further) + further, further)
+    while one.size:
+        ends = np.sort([first[one], first[other]], axis=0)
+        apart = ends[0] != ends[1]
+        one, other = one[apart], other[apart]
+        np.minimum.at(first, ends[1, apart], ends[0, apart])
+        first = _followed(first)
+    return first
+
+
+def _followed(first: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Return where each ends that goes from one to the next until there is no other."""
+    while not np.array_equal(further := first[first], first):
+        first = further
+    return first
 
 
 def label_sources(mask: Bool) -> NDArray[np.int32]:

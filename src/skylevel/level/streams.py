@@ -186,7 +186,7 @@ def _measure(
     held[step // 2 :: step] = True
     bad = np.broadcast_to(held, image.shape)
     # Pools of BLAS would add up in another order.
-    with in_one_thread():
+    with in_one_thread("scipy.linalg"):
         measured = measure_streams(image, bad, amplifiers=layout, settings=settings)
         surface = _surface(measured, image.shape, settings, box_size)
     found = {f.name: getattr(measured, f.name) for f in fields(StreamMeasurement)}
@@ -246,7 +246,7 @@ def levels_at(estimate: xr.Dataset, group: xr.Dataset | None, recipe: Rows) -> A
         group["sky_shape"].values, float(group["reference"]), _noise_of(group), group["distance"].values,
         group["agrees"].values,
     )  # fmt: skip
-    with in_one_thread():
+    with in_one_thread("scipy.linalg"):
         return relevel(
             _measurement(estimate), sky, shape=_image_shape(estimate), amplifiers=readout_of(estimate),
             settings=stream_settings(recipe),
@@ -274,7 +274,7 @@ def combine_streams(members: xr.Dataset, recipe: Rows) -> xr.Dataset:
     """
     first = members.isel(exposure=0)
     measurements = [_measurement(members.isel(exposure=k), cells=False) for k in range(members.sizes["exposure"])]
-    with in_one_thread():
+    with in_one_thread("scipy.linalg"):
         sky = combine_group(
             measurements, shape=_image_shape(first), amplifiers=readout_of(first), settings=stream_settings(recipe)
         )

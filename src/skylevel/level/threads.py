@@ -7,13 +7,19 @@ from importlib import import_module
 from threadpoolctl import ThreadpoolController
 
 
-def in_one_thread() -> AbstractContextManager[object]:
-    """Keep the pools of BLAS and OpenMP to one thread while the block runs."""
-    return _pools().limit(limits=1)
+def in_one_thread(*parts: str) -> AbstractContextManager[object]:
+    """Keep the pools of BLAS and OpenMP to one thread while the block runs.
+
+    Parameters
+    ----------
+    *parts : str
+        Modules with a pool of their own that the block uses and that are imported on first use, as SciPy's are.
+    """
+    return _pools(parts).limit(limits=1)
 
 
 @cache
-def _pools() -> ThreadpoolController:
-    # SciPy's parts are imported on first use: now, so that its pool is one of them.
-    import_module("scipy.linalg")
+def _pools(parts: tuple[str, ...]) -> ThreadpoolController:
+    for part in parts:
+        import_module(part)
     return ThreadpoolController()

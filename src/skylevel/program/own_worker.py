@@ -31,18 +31,23 @@ _Answer = tuple[bool, Any]
 
 
 @contextmanager
-def own_worker(*, wanted: bool) -> Iterator["OwnWorker | None"]:
+def own_worker(
+    *, wanted: bool, at_once: bool = False, meanwhile: Callable[[], None] | None = None
+) -> Iterator["OwnWorker | None"]:
     """Give a worker that ends with the block; None where it is not wanted, or nothing can be forked safely.
 
     It is forked before there is another thread, whose locks it would find taken for ever, and waits at next to no cost
-    until it is told to get ready.
+    until it is told to get ready: `at_once`, where there will probably be work. While it makes its first call, this
+    process calls `meanwhile`.
     """
     # Other systems' own libraries do not bear it.
     if not wanted or threading.active_count() > 1 or not sys.platform.startswith("linux"):
         yield None
         return
-    worker = OwnWorker()
+    worker = OwnWorker(meanwhile)
     try:
+        if at_once:
+            worker.get_ready()
         yield worker
     finally:
         worker.end()
@@ -65,7 +70,8 @@ def let_xarray_ask() -> None:
 class OwnWorker:
     """A forked process that makes one call at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, meanwhile: Callable[[], None] | None = None) -> None:
+        self._meanwhile = meanwhile
         self._start()
 
     def _start(self) -> None:
@@ -106,6 +112,7 @@ class OwnWorker:
                 self._start()
             with suppress(EOFError, OSError):
                 self._connection.send_bytes(seal(call))
+                self._do_meanwhile()
                 is_result, value = self._answer(_ENDS_AT * memory)
                 break
         else:
@@ -113,6 +120,13 @@ class OwnWorker:
         if not is_result:
             raise value
         return value
+
+    def _do_meanwhile(self) -> None:
+        meanwhile, self._meanwhile = self._meanwhile, None
+        if meanwhile is not None:
+            # What cannot be made ready, whoever needs it will say.
+            with suppress(Exception):
+                meanwhile()
 
     def _answer(self, most: float) -> _Answer:
         """Wait for an answer, and see meanwhile that the worker keeps to its memory."""

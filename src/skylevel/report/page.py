@@ -5,6 +5,7 @@ import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import cache
 from importlib.resources import files
 from typing import Any, NamedTuple
 
@@ -21,6 +22,8 @@ from skylevel.report.drawing import CIVIDIS
 from skylevel.report.entries import Entry, by_kind, label, outliers
 from skylevel.report.pictures import picture_from
 from skylevel.version import __version__
+
+PAGE_TEMPLATE, EXPOSURE_TEMPLATE = "page.html.j2", "exposure.html.j2"
 
 #: Exposures whose pictures stand in one script.
 PER_PACK = 100
@@ -41,6 +44,7 @@ class Cell(NamedTuple):
     sort: float | str | None = None
 
 
+@cache
 def templates() -> jinja2.Environment:
     """Return what fills in templates: all text is escaped, and what a template needs and is not given is an error."""
     environment = jinja2.Environment(
@@ -53,6 +57,12 @@ def templates() -> jinja2.Environment:
     return environment
 
 
+def get_ready() -> None:
+    """Compile the templates, which takes longer than to fill them in for a small program."""
+    for name in (PAGE_TEMPLATE, EXPOSURE_TEMPLATE):
+        templates().get_template(name)
+
+
 def _shown(value: Any) -> Any:
     """Return text from outside without controls or marks of direction, which would disturb what stands around it."""
     return printable(value) if type(value) is str and not value.isprintable() else value
@@ -60,7 +70,7 @@ def _shown(value: Any) -> Any:
 
 def fragments(found: jinja2.Environment, store: ProgramStore, entries: Sequence[Entry]) -> Iterator[str]:
     """Yield what is shown when an exposure is opened, as HTML; few of the pictures are held at a time."""
-    template = found.get_template("exposure.html.j2")
+    template = found.get_template(EXPOSURE_TEMPLATE)
     for first in range(0, len(entries), PER_PACK):
         some = entries[first : first + PER_PACK]
         places = [entry.exposure.place for entry in some if entry.exposure.place and entry.record]

@@ -24,7 +24,7 @@ from skylevel.io.urls import is_remote, public_url
 from skylevel.program.ledger import Ledger
 from skylevel.program.plan import read_plan, store_url
 from skylevel.report.entries import Entry, entries_of
-from skylevel.report.page import PER_PACK, context, fragments, templates
+from skylevel.report.page import PAGE_TEMPLATE, PER_PACK, context, fragments, templates
 
 PAGE, PACKS = "report.html", "report"
 
@@ -71,7 +71,7 @@ def write_report(output: str | PathLike[str]) -> str:
             else:
                 digest = _digest(entries)
                 _write_packs(folder, digest, pictures)
-            page = found.get_template("page.html.j2")
+            page = found.get_template(PAGE_TEMPLATE)
             told = context(folder, store, ledger, entries)
             _write(f"{folder}/{PAGE}", page.render(digest=digest, inline=map(Markup, inline), **told))
             _remove_packs(folder, digest)
