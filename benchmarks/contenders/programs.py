@@ -1,7 +1,6 @@
 """Whole programs: many exposures through the program's own functions, and what they cost beside the pixels."""
 
 import json
-import resource
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -14,6 +13,7 @@ from distributed import Client, Future
 
 from contenders.no_op import level_nothing
 from skylevel.io.store import ProgramStore
+from skylevel.memory import peak_memory
 from skylevel.program.cluster import connect
 from skylevel.program.fan_out import fan_out
 from skylevel.program.ledger import Steps
@@ -88,8 +88,7 @@ def fan(scheduler_file: str, count: str) -> Callable[[], dict[str, float]]:
         finished = sum(1 for _ in fan_out(client, _submitter(client), exposures, in_flight=lambda: IN_FLIGHT))
         assert finished == len(exposures)
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-        # Linux gives KiB.
-        return {"wall": wall, "cpu": cpu, "client_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MB}
+        return {"wall": wall, "cpu": cpu, "client_mb": peak_memory() / MB}
 
     return run
 
