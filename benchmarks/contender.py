@@ -26,7 +26,7 @@ def cpu_seconds() -> tuple[float, float]:
 def peak_mb() -> float:
     """The most memory this process held: Linux's own mark, where there is one.
 
-    `ru_maxrss` begins with what the process held that started this one, and a benchmark may hold more than what it runs.
+    `ru_maxrss` begins with what the process held that started this one, which may be more.
     """
     try:
         return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) * 1024 / 1e6

@@ -357,7 +357,7 @@ less than wall time on one process, others had the cores (the load is told above
 {table(header, lines)}
 
 What limits it now: nearly all of it is importing, xarray with pandas, astropy's FITS with its units and Zarr in the
-command, SciPy's images in its worker. What the next factor would take: a server that stays."""
+command, SciPy's search for neighbours in its worker. What the next factor would take: a server that stays."""
 
 
 def _cut_out(path: Path, target: Path, side: int) -> None:
