@@ -9,8 +9,9 @@ AVAILABLE = $(foreach version,$(SUPPORTED),$(if $(shell .ci/python $(version)),$
 OWN = $(shell $(BIN)/python -c 'import sys; print("{}.{}".format(*sys.version_info))')
 # Two at a time; modules and classes stay whole, for what their tests share is slow to make.
 PAIRED = --numprocesses 2 --dist loadscope -p no:benchmark
-# On other versions, without what depends on the system alone.
-ELSEWHERE = -m "not slow and not once" $(PAIRED)
+# On the lowest versions, without what depends on the system alone; on other Pythons, nor on the packages.
+LOWEST = -m "not slow and not once" $(PAIRED)
+ELSEWHERE = -m "not slow and not once and not packages" $(PAIRED)
 
 .PHONY: demo test test-pythons test-lowest test-jwst lint docs pictures notebooks dist fuzz chaos soak bench clean
 
@@ -37,7 +38,7 @@ test-lowest: $(VENV)/.ready
 	python=$$(.ci/python $(firstword $(AVAILABLE))) && $(BIN)/uv venv --quiet --clear --python "$$python" $(VENV)-lowest
 	$(BIN)/uv pip install --quiet --python $(VENV)-lowest --resolution lowest-direct --editable '.[dev]'
 	$(VENV)-lowest/bin/python .ci/floors.py
-	$(VENV)-lowest/bin/python -m pytest $(ELSEWHERE)
+	$(VENV)-lowest/bin/python -m pytest $(LOWEST)
 
 # The JWST pipeline, which CI leaves out.
 test-jwst: $(VENV)/.ready

@@ -14,6 +14,8 @@ from skylevel.kernels.best_rows import measure_streams, subtract_levels
 from skylevel.kernels.group_rows import combine_group, relevel
 from skylevel.kernels.streams import slot_power
 
+pytestmark = pytest.mark.packages
+
 ONE = amplifier_layout(512, n_outputs=1)
 FOUR = amplifier_layout(2048, n_outputs=4)
 NOISE = 0.02

@@ -13,6 +13,8 @@ import pytest
 
 from corpus import EITHER, OPENS, REFUSED, SECONDS, corpus
 
+pytestmark = pytest.mark.packages
+
 ENDS = {REFUSED: {"refused", "unreadable", "unsupported"}, EITHER: {"opens", "refused", "unreadable", "unsupported"}}
 
 

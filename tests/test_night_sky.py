@@ -22,6 +22,8 @@ from skylevel.kernels.own_boxes import LEVEL_ERROR, OwnBoxes, measure_boxes
 from skylevel.kernels.pattern import ColorPattern
 from skylevel.kernels.tile import Tile
 
+pytestmark = pytest.mark.packages
+
 SHAPE, SIDE = (960, 1200), 24
 
 

@@ -13,6 +13,8 @@ from skylevel.kernels.own_boxes import LEVEL_ERROR, OwnBoxes, measure_boxes
 from skylevel.kernels.pattern import ColorPattern
 from skylevel.kernels.tile import Tile
 
+pytestmark = pytest.mark.packages
+
 FOURS = ("RGRG", "GBGB", "RGRG", "GBGB")
 PATTERNS = [RGGB, GRBG, XTRANS, FOURS, ("M",), ("RGB", "GBR")]
 

@@ -24,6 +24,8 @@ from skylevel.level.smooth import combine_night, vignetting_in_corners, with_nig
 from skylevel.program.plan import read_plan, store_url
 from skylevel.recipes import Channels
 
+pytestmark = pytest.mark.packages
+
 SHAPE = (720, 960)
 BEST = Channels.preset("best").replace({"box_size": 24, "norms": {}})
 NIGHT = BEST.replace({"together": True})

@@ -8,6 +8,8 @@ from skylevel.kernels.night_sky import Fitting, Grid, fit_background, mesh_of
 from skylevel.kernels.own_boxes import LEVEL_ERROR, OwnBoxes
 from skylevel.kernels.vignetting import solve_night
 
+pytestmark = pytest.mark.packages
+
 GRID = Grid((2000, 3000), (48, 48))
 BLACK = 512.0
 

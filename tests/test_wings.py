@@ -6,6 +6,8 @@ import pytest
 from skylevel.kernels.night_sky import NEAR_LIGHT, Fitting, Grid, fit_surfaces
 from skylevel.kernels.wings import Wings
 
+pytestmark = pytest.mark.packages
+
 GRID = Grid((2000, 3000), (48, 48))
 NOISE = 0.3
 
