@@ -369,6 +369,22 @@ class TestLeftovers:
         sl.run(copied.folder, copied.output, client=client)
         assert [path for path in (*own, *others) if path.exists()] == others
 
+    def test_of_shapes_and_facts_go_with_the_next_driver(self, copied: Program, client: Client) -> None:
+        token = "0123456789abcdef" * 2
+        store, (path, index) = copied.output / "program.zarr", place_of(copied.output, "e00")
+        places = [path.relative_to(store).parent for path in sorted(store.rglob("zarr.json"))]
+        assert {Path(), Path(path), Path(path, "record"), Path(path, "exposure"), Path(path, "mesh_y")} <= {*places}
+        left = [store / place / f"zarr.{token}.partial" for place in places]
+        left += [store / path / name / f"{index}.{token}.partial" for name in ("exposure", "filter", "mesh_y")]
+        # Somebody may be writing it: the next worker that does this exposure removes it.
+        chunk = store / path / "row_level" / f"{index + 1}.{token}.partial"
+        for partial in (*left, chunk):
+            partial.touch()
+        # As if killed before the end.
+        (store / "described").unlink()
+        sl.run(copied.folder, copied.output, client=client)
+        assert [partial for partial in (*left, chunk) if partial.exists()] == [chunk]
+
 
 class TestChangedSettings:
     def test_a_level_setting_takes_the_stored_mask(self, copied: Program, client: Client) -> None:

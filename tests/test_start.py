@@ -13,9 +13,10 @@ from programs import write_exposure
 NEVER = {
     "distributed", "dask.array", "astropy.wcs", "astropy.coordinates", "astropy.nddata", "astropy.table",
     "astropy.time", "photutils", "matplotlib", "skimage", "bokeh", "regions", "pandas.io.formats.style",
+    "scipy.ndimage",
 }  # fmt: skip
 # In a run, for its worker alone.
-OF_WORKERS = {"scipy.ndimage", "scipy.sparse", "scipy.linalg"}
+OF_WORKERS = {"scipy.spatial", "scipy.sparse", "scipy.linalg"}
 # For a look at the command line.
 OF_WORK = {"numpy", "scipy", "xarray", "astropy", "dask", "zarr", "rawpy", "PIL", "jinja2", "pandas", "multiprocessing"}
 

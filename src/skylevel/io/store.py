@@ -75,6 +75,8 @@ from skylevel.io.urls import public_url, without_secrets
 
 _GROUPS = "groups"
 _DESCRIBED = "described"
+# What zarr writes a file under before that is whole.
+_PARTIAL = "*.partial"
 _NO_PLACE = "not placed: its header could not be read when the run was planned"
 
 
@@ -217,8 +219,13 @@ class ProgramStore:
                 node[name].attrs.update(attrs[name])
 
     def finish(self, key: str) -> None:
-        """Gather the metadata of all nodes at the root, where clients look first; keep the key of what they tell."""
+        """Gather the metadata of all nodes at the root, where clients look first; keep the key of what they tell.
+
+        What drivers that were killed left on the way to shapes, metadata and facts is removed: only they write those,
+        one at a time, and each ends here.
+        """
         self._consolidate()
+        self._remove_partials()
         self._write(_DESCRIBED, key.encode())
 
     def described(self) -> str:
@@ -413,10 +420,23 @@ class ProgramStore:
             by_node.setdefault(place.node, set()).add(place.index)
         for node, indices in by_node.items():
             remove_asides(Path(self._root, node, RECORD), {str(index) for index in indices})
-            for path in Path(self._own(node)).glob("*/*.partial"):
-                if path.name.partition(".")[0] in {str(index) for index in indices}:
-                    path.unlink(missing_ok=True)
+            _remove(
+                path for path in Path(self._own(node)).glob(f"*/{_PARTIAL}")
+                if path.name.partition(".")[0] in {str(index) for index in indices}
+            )  # fmt: skip
         remove_asides(Path(self._root, "failed"), {f"{safe_component(name)}.json" for name in names})
+
+    def _remove_partials(self) -> None:
+        """Remove what drivers that were killed left half written; chunks of exposures and groups have other writers."""
+        if not isinstance(self._files, LocalFileSystem):
+            return
+        for path in self.nodes():
+            for above in itertools.accumulate(path.split("/"), "{}/{}".format, initial=""):
+                _remove(Path(self._own(above)).glob(f"zarr.{_PARTIAL}"))
+            of_tasks = {name for name, array in node_arrays(self.url, path).items() if array.chunks[0] == 1}
+            for name in {*self._listed(path)} - {_GROUPS}:
+                pattern = f"zarr.{_PARTIAL}" if name in of_tasks else _PARTIAL
+                _remove(Path(self._own(f"{path}/{name}")).glob(pattern))
 
     def _arrays(self, place: Place) -> dict[str, Array]:
         if not self._files.exists(f"{self._root}/{place.node}/{RECORD}/zarr.json"):
@@ -464,6 +484,9 @@ class ProgramStore:
     def write_group(self, node: str, group: str, result: xr.Dataset, key: str) -> None:
         """Store what a group of a node's exposures knows together, under the key of its members."""
         self._group(f"{node}/{_GROUPS}")
+        if isinstance(self._files, LocalFileSystem):
+            # The group's own goes with what stood in its place.
+            _remove(Path(self._own(f"{node}/{_GROUPS}")).glob(f"zarr.{_PARTIAL}"))
         self._require_own(f"{node}/{_GROUPS}/{safe_component(group)}")
         url = location(f"{self.url}/{node}/{_GROUPS}/{safe_component(group)}")
         encoding = {name: {"compressors": COMPRESSORS} for name, v in result.items() if v.ndim}
@@ -579,6 +602,11 @@ class ProgramStore:
             with suppress(OSError):
                 contents[path] = Path(path).read_bytes()
         return contents
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)
 
 
 def _is_lost(place: Place, record: Mapping[str, Any], chunks: Mapping[str, Mapping[int, list[str]]]) -> bool:
