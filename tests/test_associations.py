@@ -64,6 +64,17 @@ class TestWrittenAgain:
             "e00_rowbgsub.fits", "cut_rowbgsub.fits",
         ]  # fmt: skip
 
+    def test_it_appears_whole_and_follows_no_link(self, program, tmp_path):
+        given = associate(program / "jw1_asn.json", ("e00.fits", "science"))
+        (tmp_path / "out").mkdir()
+        (tmp_path / "mine").write_text("kept")
+        (tmp_path / "out" / "jw1_rowbgsub_asn.json").symlink_to(tmp_path / "mine")
+        (tmp_path / "out" / f".jw1_rowbgsub_asn.json.{'0123456789abcdef' * 2}.tmp").touch()
+        assert run(given, output=tmp_path / "out") == 0
+        assert (tmp_path / "mine").read_text() == "kept"
+        assert [name for name, _ in members_of(tmp_path / "out" / "jw1_rowbgsub_asn.json")] == ["e00_rowbgsub.fits"]
+        assert not [path for path in (tmp_path / "out").iterdir() if path.suffix == ".tmp"]
+
     def test_shares_of_a_program_make_one(self, program, tmp_path):
         members = [(name, "science") for name in ("e00.fits", "cut.fits", "e01.fits")]
         given = associate(program / "jw1_asn.json", *members)

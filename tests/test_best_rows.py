@@ -101,6 +101,17 @@ def test_in_a_nebula_only_what_changes_from_row_to_row_is_taken():
     assert error(measured.level, stripes) < stripes.std()
 
 
+def test_in_a_nebula_slow_levels_of_amplifiers_show_at_their_borders():
+    image, bad, stripes = make((1024, 2048), n_amplifiers=4, stars=0, seed=3)
+    y, x = np.mgrid[:1024, :2048] / 512
+    image += (0.3 * np.cos(9 * x + 14 * y) + 0.2 * np.sin(23 * x - 7 * y) + 0.2 * np.cos(11 * y)).astype(np.float32)
+    measured = measure_streams(image, bad, amplifiers=FOUR)
+    assert not measured.believed
+    own, found = (level - level.mean(axis=1, keepdims=True) for level in (stripes, measured.level))
+    slow, found = (level.reshape(16, 64, 4).mean(axis=1) for level in (own, found))
+    assert (found - slow).std() < 0.5 * slow.std()
+
+
 def test_a_nebula_without_stripes_is_left_alone():
     image, bad, _ = make_nebula(0.0, 0.1)
     measured = measure_streams(image, bad, amplifiers=ONE)

@@ -218,6 +218,19 @@ class TestReserved:
             with reserved(str(tmp_path), (1, 2)):
                 assert sorted(path.name for path in tmp_path.iterdir()) == ["run-1-of-2.lock"]
 
+    def test_what_a_killed_owner_left_on_the_way_to_a_lock_goes(self, tmp_path: Path) -> None:
+        of_the_living, of_the_dead, abandoned, new = (tmp_path / f".run.lock.{letter * 32}.tmp" for letter in "abcd")
+        with locked(str(tmp_path / "mine")):
+            of_the_living.write_bytes((tmp_path / "mine").read_bytes())
+        owner = json.loads(of_the_living.read_text())
+        of_the_dead.write_text(json.dumps(owner | {"started": owner["started"] - 3600}))
+        abandoned.touch()
+        os.utime(abandoned, (0, 0))
+        new.touch()
+        with reserved(str(tmp_path)):
+            pass
+        assert sorted(tmp_path.iterdir()) == [of_the_living, new]
+
     def test_other_files_are_none_of_its_business(self, tmp_path: Path) -> None:
         (tmp_path / "run.lock.txt").touch()
         (tmp_path / "run-x-of-2.lock").touch()

@@ -237,6 +237,16 @@ class TestManyPictures:
         sl.write_report(own)
         assert [path.name for path in (own / "report").iterdir()] == ["mine.js"]
 
+    def test_what_a_killed_writer_left_is_removed(self, own: Path) -> None:
+        with patch.object(writing, "PER_PACK", 3):
+            sl.write_report(own)
+            whole = {*own.rglob("*")}
+            token = "0123456789abcdef" * 2
+            (own / f".report.html.{token}.tmp").touch()
+            (own / "report" / f".{next((own / 'report').iterdir()).name}.{token}.tmp").touch()
+            sl.write_report(own)
+        assert {*own.rglob("*")} == whole
+
     def test_they_are_not_written_through_a_link(self, own: Path, tmp_path: Path) -> None:
         (tmp_path / "elsewhere").mkdir()
         (own / "report").symlink_to(tmp_path / "elsewhere")

@@ -376,6 +376,7 @@ class TestLeftovers:
         assert {Path(), Path(path), Path(path, "record"), Path(path, "exposure"), Path(path, "mesh_y")} <= {*places}
         left = [store / place / f"zarr.{token}.partial" for place in places]
         left += [store / path / name / f"{index}.{token}.partial" for name in ("exposure", "filter", "mesh_y")]
+        left += [store / f".plan.json.{token}.tmp", store / f".described.{token}.tmp"]
         # Somebody may be writing it: the next worker that does this exposure removes it.
         chunk = store / path / "row_level" / f"{index + 1}.{token}.partial"
         for partial in (*left, chunk):

@@ -18,7 +18,6 @@ from skylevel.kernels.streams import (
     nearest_lags,
     pool_scatters,
     row_power,
-    row_to_row,
     slot_power,
     smooth_streams,
     to_time,
@@ -161,21 +160,4 @@ def test_values_without_weight_are_irrelevant():
     other = np.where(weights > 0, cells, np.float32(1e6))
     np.testing.assert_array_equal(
         smooth_streams(cells, weights, **settings), smooth_streams(other, weights, **settings)
-    )
-
-
-def test_row_to_row_keeps_quick_stripes_and_lets_slow_light_be():
-    level, _ = levels(10, exponent=0.3, common=3e-3, own=1e-3, white=0)
-    light = 0.3 * np.sin(np.arange(2048) / 300)[:, None].astype(np.float32) * np.ones(4, np.float32)
-    noise = StreamNoise(9e-6, 1e-6, 0.3)
-    passed = row_to_row(level + light, np.ones(level.shape, bool), noise=noise, slots=16, white=1e-9)
-    before = (level - level.mean(axis=0)).std()
-    assert (level - passed - (level - passed).mean(axis=0)).std() < 0.6 * before
-
-
-def test_row_to_row_of_nothing_is_nothing():
-    level = np.ones((100, 2), np.float32)
-    noise = StreamNoise(1e-6, 1e-6, 1.0)
-    np.testing.assert_array_equal(
-        row_to_row(level, np.zeros(level.shape, bool), noise=noise, slots=16, white=1.0), np.zeros_like(level)
     )

@@ -203,7 +203,8 @@ class Rows(Recipe):
         unit="standard error", low=0.0, decides="measurement", source=STREAMS))
     misfit_limit: float = field(default=2.0, metadata=about(
         "Method \"streams\": where blocks of 64 pixels scatter more than this about sky and large sources, as in a "
-        "nebula, these are not believed, and only what changes from row to row is taken off.",
+        "nebula, these are not believed, and only what changes from row to row is taken off, with the steps between "
+        "amplifiers.",
         unit="standard deviation", above=0.0, decides="measurement", source=STREAMS))
     columns: bool = field(default=False, metadata=about(
         "Method \"streams\": after the rows, columns lose what sets them off from those around them, where that is "

@@ -31,11 +31,14 @@ _EXPIRES = 60.0
 _WATCHED = 3 * _RENEWED_EVERY
 _PAUSE = 0.05
 _PATIENCE = 60.0
+# What nobody can be writing any more, whatever the clocks.
+_ABANDONED = 3600.0
 # A run that was just killed, or has just ended, may take so long to be gone.
 _ENDING = 2.0
 # A process's start is known to within the clock's corrections.
 _SAME_START = 5.0
 
+_ASIDE = ".tmp"
 _RUN = re.compile(r"run(?:-(\d+)-of-(\d+))?\.lock")
 Share = tuple[int, int]
 Owner = dict[str, Any]
@@ -132,6 +135,8 @@ def reserved(folder: str, share: Share | None = None) -> Iterator[Lock]:
         Another run has it: the message says which, where and since when.
     """
     files, root = file_system(folder)
+    if not is_remote(folder):
+        _remove_asides(Path(root))
     mine = "run.lock" if share is None else f"run-{share[0]}-of-{share[1]}.lock"
     with locked(f"{folder}/lock"):
         for name in sorted(str(path).rstrip("/").rsplit("/", 1)[-1] for path in files.ls(root, detail=False)):
@@ -144,6 +149,15 @@ def reserved(folder: str, share: Share | None = None) -> Iterator[Lock]:
         yield lock
     finally:
         lock.release()
+
+
+def _remove_asides(folder: Path) -> None:
+    """Remove what owners that were killed left on the way to a lock."""
+    for path in folder.glob(f".*lock*{_ASIDE}"):
+        owner = _owner(str(path)) or {}
+        with suppress(OSError):
+            if _is_dead(owner) or time.time() - path.stat().st_mtime > _ABANDONED:
+                path.unlink()
 
 
 def _require_free(folder: str, name: str) -> None:
@@ -185,7 +199,7 @@ class _Watch:
         if owner is None:
             return True
         if owner.get("machine") == _machine():
-            self.doubts, dead = False, not _runs(owner)
+            self.doubts, dead = False, _is_dead(owner)
         else:
             self.doubts = abs(time.time() - _number(owner.get("renewed"))) > _EXPIRES
             dead = self.doubts and time.monotonic() - self._unchanged_since > _WATCHED
@@ -227,7 +241,7 @@ def _write(url: str, content: Owner, *, new: bool = False) -> bool:
             return False
         return True
     path = Path(url)
-    aside = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
+    aside = path.with_name(f".{path.name}.{uuid4().hex}{_ASIDE}")
     try:
         aside.write_bytes(text)
         if not new:
@@ -260,6 +274,11 @@ def _machine() -> str:
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip())
         parts.append(str(Path("/proc/self/ns/pid").readlink()))
     return " ".join(parts)
+
+
+def _is_dead(owner: Owner) -> bool:
+    """Return whether an owner is known to have ended, on this machine."""
+    return owner.get("machine") == _machine() and not _runs(owner)
 
 
 def _runs(owner: Owner) -> bool:

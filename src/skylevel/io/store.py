@@ -74,7 +74,7 @@ from skylevel.io.remote import file_system
 from skylevel.io.urls import public_url, without_secrets
 
 _GROUPS = "groups"
-_DESCRIBED = "described"
+_PLAN, _DESCRIBED = "plan.json", "described"
 # What zarr writes a file under before that is whole.
 _PARTIAL = "*.partial"
 _NO_PLACE = "not placed: its header could not be read when the run was planned"
@@ -430,6 +430,7 @@ class ProgramStore:
         """Remove what drivers that were killed left half written; chunks of exposures and groups have other writers."""
         if not isinstance(self._files, LocalFileSystem):
             return
+        remove_asides(Path(self._root), {_PLAN, _DESCRIBED})
         for path in self.nodes():
             for above in itertools.accumulate(path.split("/"), "{}/{}".format, initial=""):
                 _remove(Path(self._own(above)).glob(f"zarr.{_PARTIAL}"))
@@ -512,11 +513,11 @@ class ProgramStore:
 
     def write_plan(self, plan: Mapping[str, Any]) -> None:
         """Write the driver's index."""
-        self._write("plan.json", json.dumps(plain(plan), indent=1).encode())
+        self._write(_PLAN, json.dumps(plain(plan), indent=1).encode())
 
     def has_plan(self) -> bool:
         """Return whether a program was run into this folder before."""
-        return bool(self._files.exists(f"{self._root}/plan.json"))
+        return bool(self._files.exists(f"{self._root}/{_PLAN}"))
 
     def read_plan(self) -> dict[str, Any]:
         """Return the driver's index.
@@ -527,13 +528,13 @@ class ProgramStore:
             There is none, it is damaged, or it is of another format.
         """
         try:
-            plan = json.loads(self._files.cat_file(f"{self._root}/plan.json"))
+            plan = json.loads(self._files.cat_file(f"{self._root}/{_PLAN}"))
         except FileNotFoundError as error:
             raise StoreError(f"{self.name}: no program was run into this folder") from error
         except (ValueError, RecursionError) as error:
-            raise self._damaged("its plan.json is damaged", error) from error
+            raise self._damaged(f"its {_PLAN} is damaged", error) from error
         if not isinstance(plan, dict):
-            raise StoreError(f"{self.name}: its plan.json is damaged: it holds no object; run the program again")
+            raise StoreError(f"{self.name}: its {_PLAN} is damaged: it holds no object; run the program again")
         if plan.get("format") != FORMAT:
             raise StoreError(
                 f"{self.name}: of format {printable(plan.get('format'), limit=20)}, written by another version of "

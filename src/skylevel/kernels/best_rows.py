@@ -4,7 +4,7 @@
 2. On coarse cells, sky, large sources and slow streams are solved for together, and the quick streams beside them.
 3. Both again, from the flatter residual that these leave.
 4. Where blocks scatter about the model by more than their noise, it is not believed: only what changes from row to
-   row is taken off.
+   row is taken off, with the steps between amplifiers.
 """
 
 from dataclasses import dataclass
@@ -27,6 +27,7 @@ from skylevel.kernels.cells import (
     subtract_cells,
 )
 from skylevel.kernels.large_sources import LargeSources, find_large_sources, spline_rms
+from skylevel.kernels.row_to_row import border_steps, octave_levels, step_levels
 from skylevel.kernels.sky import (
     NO_WEIGHT,
     CoarseCells,
@@ -46,7 +47,6 @@ from skylevel.kernels.streams import (
     estimate_noise,
     lag_scatter,
     nearest_lags,
-    row_to_row,
     smooth_streams,
 )
 
@@ -116,7 +116,7 @@ class StreamMeasurement:
         Scatter of blocks of 64 pixels about the model, in standard deviations of their white noise: below 1 where the
         model holds, several and more in a nebula.
     believed : bool
-        Whether the model was used; if not, `level` is the row-to-row part alone.
+        Whether the model was used; if not, `level` is the row-to-row part alone, with the steps between amplifiers.
     used : float
         Part of the good pixels that the cells kept.
     source_mask : ndarray (y, x) bool or None
@@ -270,12 +270,12 @@ def _measure(data: Float32, good: Bool, sky_level: float, method: _Method) -> St
     cells = _measure_cells(rest, good, smooth, streams, method)
     first = _solve(cells, streams, np.maximum(smooth - sky_level, 0), method, _FIRST_EFFORT)
     if first.misfit > misfit_limit:
-        return _summary(cells, first, good, method, believed=False)
+        return _summary(data, good, cells, first, method)
     smooth = first.sky + first.light
     rest = subtract_cells(data, smooth + first.streams, sloping=True)
     cells = _measure_cells(rest, good, smooth, first.streams, method)
     last = _solve(cells, first.streams, first.light, method, _LAST_EFFORT)
-    return _summary(cells, last, good, method, believed=last.misfit <= misfit_limit)
+    return _summary(data, good, cells, last, method)
 
 
 def _far_rows(rest: Float32, good: Bool, noise: float, grid: Grid) -> Float32:
@@ -424,30 +424,45 @@ def _misfit(cells: _Cells, model: Float32, noise: float, grid: Grid) -> float:
     return spread(total[known] / (np.sqrt(count[known]) * noise))[1] if known.any() else 0.0
 
 
-def _row_to_row(cells: _Cells, scatter: LagScatter, method: _Method) -> Float32:
-    """Take the levels' row-to-row part, where neither sky nor light can be told from slow stripes."""
+def _row_to_row(data: Float32, good: Bool, cells: _Cells, scatter: LagScatter, method: _Method) -> Float32:
+    """Take the levels' row-to-row part, and steps between amplifiers, where slow stripes cannot be told from light."""
     grid = method.grid
-    level, count = _lit_levels(cells, grid)
-    enough = _LEAST_PIXELS * grid.amplifiers.width
     prior = method.settings.stripes._replace(exponent_rms=_CERTAIN)
     noise = estimate_noise(
         nearest_lags(scatter), slots=grid.slots, white_noise=method.white_noise, prior=prior
     )
-    white = method.white_noise**2 / max(enough, 1)
-    return row_to_row(level, count > enough / 4, noise=noise, slots=grid.slots, white=white)
+    steps = border_steps(data, good & ~cells.sources, grid, white_noise=method.white_noise)
+    own = step_levels(steps, noise, grid)
+    white = method.white_noise**2 / max(_LEAST_PIXELS * grid.amplifiers.width, 1)
+    lit, fraction = _lit_cells(cells, grid)
+    return own + octave_levels(lit - _of_amplifiers(own, grid), fraction, noise, grid, white=white)
 
 
-def _lit_levels(cells: _Cells, grid: Grid) -> tuple[Float32, Float32]:
-    """Levels of rows with all their light (what is masked counts with the smooth level around it), and their pixels."""
+def _lit_cells(cells: _Cells, grid: Grid) -> tuple[Float32, Float32]:
+    """Cells with all their light, and the part of each that was measured: the rest is smooth, as high as its row."""
     above, count = _row_levels(cells.mean - cells.smooth, cells.n_pixels, grid)
-    return above + amplifier_means(cells.smooth, grid), count
+    known = count > _LEAST_PIXELS / 4 * grid.amplifiers.width
+    fraction = cells.n_pixels / np.float32(CELL_WIDTH)
+    level = _of_amplifiers(_interpolated(above, known), grid)
+    return cells.smooth + fraction * (cells.mean - cells.smooth) + (1 - fraction) * level, fraction
 
 
-def _summary(cells: _Cells, solution: _Solution, good: Bool, method: _Method, *, believed: bool) -> StreamMeasurement:
+def _interpolated(level: Float32, known: Bool) -> Float32:
+    """Return levels (y, amplifier) with gaps filled along y, linearly; 0 for an amplifier that has none."""
+    rows = np.arange(len(level))
+    filled = [
+        np.interp(rows, rows[there], values[there]) if there.any() else np.zeros(len(rows))
+        for values, there in zip(level.T, known.T, strict=True)
+    ]
+    return np.stack(filled, axis=1).astype(np.float32)
+
+
+def _summary(data: Float32, good: Bool, cells: _Cells, solution: _Solution, method: _Method) -> StreamMeasurement:
     node = np.full(solution.nodes.shape, np.nan, np.float32)
     node[solution.nodes] = solution.fit.nodes
     grid, scatter = method.grid, solution.scatter
-    level = amplifier_means(solution.streams, grid) if believed else _row_to_row(cells, scatter, method)
+    believed = solution.misfit <= method.settings.misfit_limit
+    level = amplifier_means(solution.streams, grid) if believed else _row_to_row(data, good, cells, scatter, method)
     level = level[: grid.shape[0]]
     common, own, error, n_rows = scatter
     return StreamMeasurement(

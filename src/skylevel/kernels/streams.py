@@ -28,10 +28,6 @@ _MAD_PER_STDDEV = 0.6744897501960817
 _NOTHING = 1e-9
 # An amplifier's own stream is never taken for less than this part of the shared one.
 _LEAST_OWN = 0.02
-# Standard deviations of Gaussians along y that are compared, in rows.
-_SCALES = (2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
-# Light that a filter lets pass counts this much more than stripes that it stops.
-_CAUTION = 1.5
 # Exponents that are compared.
 _EXPONENTS = np.linspace(0.4, 1.8, 29)
 
@@ -324,9 +320,9 @@ def smooth_streams(
     timed, weight = to_time(z, right_to_left), to_time(weights, right_to_left)
     n_amplifiers, n = timed.shape
     length = _padded(n)
-    power = _strengths(noise, n_amplifiers) * slot_power(length, noise.exponent)
+    power = strengths(noise, n_amplifiers) * slot_power(length, noise.exponent)
     q, root = _conjugate_gradients(timed, weight, power, length, n_steps)
-    solved = _mix(n_amplifiers).T @ scipy.fft.irfft(root * q, length, axis=1)[:, :n]
+    solved = mixtures(n_amplifiers).T @ scipy.fft.irfft(root * q, length, axis=1)[:, :n]
     streams = from_time(solved, cells.shape, right_to_left)
     return streams if start is None else streams + start
 
@@ -336,12 +332,12 @@ def _padded(n: int) -> int:
     return int(scipy.fft.next_fast_len(n + n // 4 + 1, real=True))
 
 
-def _mix(n_amplifiers: int) -> Float32:
+def mixtures(n_amplifiers: int) -> Float32:
     """Orthonormal mixtures (mixture, amplifier) of the amplifiers; the first is what they share."""
     return np.asarray(scipy.fft.dct(np.eye(n_amplifiers), axis=0, norm="ortho"), np.float32)
 
 
-def _strengths(noise: StreamNoise, n_amplifiers: int) -> Float64:
+def strengths(noise: StreamNoise, n_amplifiers: int) -> Float64:
     """Power (mixture, 1) of each mixture of the amplifiers."""
     strength = np.full((n_amplifiers, 1), noise.own)
     strength[0] += n_amplifiers * noise.common
@@ -353,7 +349,7 @@ def _conjugate_gradients(
 ) -> tuple[NDArray[np.complex64], Float32]:
     """Solve for the mixtures' spectra, in units of the prior's root; return them and that root."""
     root, n = np.sqrt(power).astype(np.float32), z.shape[1]
-    mix = _mix(len(z))
+    mix = mixtures(len(z))
     double = np.full(root.shape[1], 2, np.float32)
     double[0] = 1
     if length % 2 == 0:
@@ -393,70 +389,6 @@ def row_power(n: int, slots: int, exponent: float) -> Float64:
     power = slot_power(total, exponent) * _mean_response(scipy.fft.rfftfreq(total), slots)
     everywhere = np.concatenate([power, power[1 : (total + 1) // 2][::-1]])
     return np.asarray(everywhere.reshape(slots, n).mean(axis=0)[: n // 2 + 1])
-
-
-def row_to_row(level: Float32, known: NDArray[np.bool_], *, noise: StreamNoise, slots: int, white: float) -> Float32:
-    """Return what of the rows' levels changes from row to row as stripes do, and not slowly as a nebula does.
-
-    Parameters
-    ----------
-    level : ndarray (y, amplifier) float32
-        Stripes, and whatever light there is.
-    known : ndarray (y, amplifier) bool
-        Whether there were pixels enough for it.
-    noise : StreamNoise
-        The stripes', from rows close to one another.
-    slots : int
-        Slots in a row.
-    white : float
-        Variance of a level from white noise.
-
-    Returns
-    -------
-    ndarray (y, amplifier) float32
-        Levels less what they are smoothed by a Gaussian along y.
-
-    Notes
-    -----
-    How long a Gaussian is decided for what amplifiers share and for what they do not: that of least expected error,
-    which is the light that it lets pass (what varies more than stripes and white noise) and the stripes that it stops.
-    """
-    n, n_amplifiers = level.shape
-    mixtures = _mix(n_amplifiers) @ _interpolated(level, known).T
-    power = row_power(scipy.fft.next_fast_len(2 * n, real=True), slots, noise.exponent)
-    strengths = _strengths(noise, n_amplifiers)[:, 0]
-    passed = np.empty_like(mixtures)
-    for group in (slice(0, 1), slice(1, None)):
-        if mixtures[group].size:
-            passed[group] = _best_high_pass(mixtures[group], strengths[group][0] * power, white)
-    return np.asarray((_mix(n_amplifiers).T @ passed).T)
-
-
-def _best_high_pass(values: Float32, power: Float64, white: float) -> Float32:
-    """High-pass `values` (mixture, y) with the Gaussian of least expected error against stripes of `power`."""
-    f = scipy.fft.rfftfreq(2 * (len(power) - 1))
-    inside = f > 0.5 / values.shape[1]
-    # To take nothing off costs all stripes; to take rows off costs their white noise.
-    best, least = np.zeros_like(values), float(power[inside].mean())
-    for scale in _SCALES:
-        response = np.exp(-2 * (np.pi * f * scale) ** 2)
-        stopped = (power * response**2)[inside].mean()
-        expected = (power * (1 - response) ** 2)[inside].mean() + white
-        passed = values - scipy.ndimage.gaussian_filter1d(values, scale, axis=1, mode="nearest")
-        light = _CAUTION * max(float(np.mean(passed**2)) - expected, 0.0)
-        if (cost := light + stopped + white) < least:
-            best, least = passed, cost
-    return best
-
-
-def _interpolated(level: Float32, known: NDArray[np.bool_]) -> Float32:
-    """Return levels with gaps filled along y, linearly; 0 for an amplifier that has none."""
-    rows = np.arange(len(level))
-    filled = [
-        np.interp(rows, rows[there], values[there]) if there.any() else np.zeros(len(rows))
-        for values, there in zip(level.T, known.T, strict=True)
-    ]
-    return np.stack(filled, axis=1).astype(np.float32)
 
 
 def to_time(cells: Float32, right_to_left: tuple[bool, ...]) -> Float32:

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from skylevel.io.remote import local_output
+from skylevel.errors import StoreError
+from skylevel.io.atomic import replacing
+from skylevel.io.remote import local_output, remove_leftovers
 from skylevel.io.store import ProgramStore
 from skylevel.program.inputs import named_associations, read_association
 from skylevel.program.plan import Exposure, store_url
@@ -39,14 +41,18 @@ def write_associations(inputs: Iterable[str], plan: Sequence[Exposure], output: 
     ``primary`` are no members: the pipeline does not open them.
     """
     # Those of the plan's other shares too.
-    without = {*failed, *ProgramStore(store_url(output)).failures()}
+    store = ProgramStore(store_url(output))
+    without = {*failed, *store.failures()}
     written = [exposure for exposure in plan if exposure.layout == "full" and exposure.name not in without]
     levelled = {exposure.source: Path(exposure.outputs["levelled"]).name for exposure in written}
     for path in sorted(named_associations(inputs)):
         url = f"{output.rstrip('/')}/{path.name.removesuffix(_ENDING)}_rowbgsub{_ENDING}"
         try:
-            _write(path, url, levelled)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            # Shares of a program that end at once write the same.
+            with store.locked():
+                _write(path, url, levelled)
+                remove_leftovers([url])
+        except (OSError, StoreError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             # Such as a full disk: the exposures are done without it.
             log.warning("%s: is not written again for the levelled exposures: %s", path, error)
 
@@ -61,8 +67,8 @@ def _write(path: Path, url: str, levelled: Mapping[str, str]) -> None:
     if not kept:
         log.warning("%s: not written: no exposure of it was levelled", url)
         return
-    with local_output(url) as target:
-        target.write_text(json.dumps({**association, "products": kept}, indent=4), encoding="utf-8")
+    with local_output(url) as target, replacing(target) as new:
+        new.write_text(json.dumps({**association, "products": kept}, indent=4), encoding="utf-8")
 
 
 def _is_science(member: Mapping[str, Any]) -> bool:

@@ -18,7 +18,7 @@ from markupsafe import Markup
 
 from skylevel.errors import OutputError
 from skylevel.io.atomic import replacing
-from skylevel.io.remote import file_system, local_output, output_size
+from skylevel.io.remote import file_system, local_output, output_size, remove_leftovers
 from skylevel.io.store import ProgramStore
 from skylevel.io.urls import is_remote, public_url
 from skylevel.program.ledger import Ledger
@@ -28,7 +28,8 @@ from skylevel.report.page import PAGE_TEMPLATE, PER_PACK, context, fragments, te
 
 PAGE, PACKS = "report.html", "report"
 
-_PACK_NAME = re.compile(r"[0-9a-f]{12}-\d+\.js")
+# And what a writer that was killed left on the way to one.
+_PACK_NAME = re.compile(r"\.?[0-9a-f]{12}-\d+\.js(\.[0-9a-f]{32}\.tmp)?")
 
 
 def write_report(output: str | PathLike[str]) -> str:
@@ -75,6 +76,7 @@ def write_report(output: str | PathLike[str]) -> str:
             told = context(folder, store, ledger, entries)
             _write(f"{folder}/{PAGE}", page.render(digest=digest, inline=map(Markup, inline), **told))
             _remove_packs(folder, digest)
+            remove_leftovers([f"{folder}/{PAGE}"])
     except OSError as error:
         raise OutputError(f"{public_url(folder)}: the report cannot be written: {error.strerror or error}") from error
     return f"{folder}/{PAGE}"
