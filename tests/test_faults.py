@@ -366,7 +366,8 @@ def test_a_full_disk(
     assert full.returncode == 1
     failed = [line for line in full.stderr.splitlines() if line.startswith("failed: ")]
     assert len(failed) + done_in(full) == COUNT
-    assert 4 <= done_in(full) < COUNT
+    # Each of two workers may have written an output, and not what is known of it.
+    assert 2 <= done_in(full) < COUNT
     assert all("No space left on device" in line and str(program) in line for line in failed)
     assert_survivors(output, undisturbed)
     assert n_written(output) >= done_in(full)
