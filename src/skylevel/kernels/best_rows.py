@@ -63,6 +63,8 @@ _GROWTH = (2, 1, 1)
 _LEAST_SKY = 25.0
 # Noise is never taken for less than this part of the level, or this: a frame may hold one value only.
 _LEAST_NOISE, _NO_NOISE = 1e-6, 1e-12
+# What float32 can reckon with: beyond, squares and weights leave its range.
+_REACH = 1e-10, 1e15
 # Pixels nearer to a row's level than this tell it; rows as far from the others as this are first taken off whole: in
 # a pixel's noise.
 _NEAR, _FAR = 5.0, 2.5
@@ -223,7 +225,8 @@ def measure_streams(
     ShapeError
         `image` is not two-dimensional, or `bad` has another shape.
     NoBackgroundError
-        There are too few good pixels side by side to tell the noise, or no cell has enough.
+        There are too few good pixels side by side to tell the noise, or no cell has enough; or the unit makes the noise
+        less than 1e-10 or more than 1e15.
 
     Notes
     -----
@@ -251,7 +254,11 @@ def _level_and_noise(data: Float32, good: Bool) -> tuple[float, float]:
         if pairs.any():
             level = float(np.median(rows[:, 1:][pairs][::_SAMPLE_COLUMNS]))
             noise = spread((rows[:, 1:] - rows[:, :-1])[pairs])[1] / 2**0.5
-            return level, max(noise, _LEAST_NOISE * abs(level), _NO_NOISE)
+            noise = max(noise, _LEAST_NOISE * abs(level))
+            if noise and not _REACH[0] <= noise <= _REACH[1]:
+                reach = "noise between {:.0e} and {:.0e}".format(*_REACH)
+                raise NoBackgroundError(f"its noise is {noise:.2g} and streams take {reach}: give it another unit")
+            return level, noise or _NO_NOISE
     raise NoBackgroundError("no two good pixels stand side by side: there is no row level to measure")
 
 

@@ -40,7 +40,7 @@ _SCALES = (2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
 _AROUND_Y, _AROUND_X, _CALMEST = 2.0, 2.0, 0.03
 # A cell without pixels counts as if it had this part of them: something has to stand for its row.
 _LEAST_FRACTION = 0.01
-_NOTHING = 1e-30
+_NOTHING = 1e-300
 
 
 class Steps(NamedTuple):
@@ -192,7 +192,7 @@ def octave_levels(cells: Float32, fraction: Float32, noise: StreamNoise, grid: G
             if found[of].size:
                 # A mode of no frequency is in no octave.
                 stripes, others = (float((p * kept)[1:].mean()) for p in (power[of][0], white))
-                light = max(float(np.mean(found[of] ** 2)) - stripes - others, 0.0)
+                light = max(float(np.mean(np.square(found[of], dtype=np.float64))) - stripes - others, 0.0)
                 taken[of] += np.float32(stripes / max(stripes + others + light, _NOTHING)) * found[of]
     return np.asarray((mix.T @ taken).T)
 
@@ -221,11 +221,13 @@ def _smoothed(values: NDArray[np.floating], scale: float, axis: int) -> NDArray[
 
 
 def _calmness(octave: Float32, scale: float, grid: Grid) -> Float32:
-    """Inverse variance of each cell about its row's and amplifier's level, by its surroundings."""
+    """How much less than usual each cell's surroundings vary about their rows' and amplifiers' levels."""
     rows = octave.reshape(len(octave), grid.amplifiers.count, -1)
-    square = ((rows - rows.mean(axis=2, keepdims=True)) ** 2).reshape(octave.shape)
+    # Whatever the unit, its square is no float32.
+    square = np.square(rows - rows.mean(axis=2, keepdims=True), dtype=np.float64).reshape(octave.shape)
     near = _smoothed(_smoothed(square, _AROUND_Y * scale, axis=0), _AROUND_X, axis=1)
-    return np.asarray(1 / (np.maximum(near, 0) + np.float32(_CALMEST * float(square.mean()) + _NOTHING)))
+    usual = float(square.mean())
+    return np.asarray((usual + _NOTHING) / (np.maximum(near, 0) + _CALMEST * usual + _NOTHING), np.float32)
 
 
 def _amplifier_means(cells: Float32, weight: Float32, n_amplifiers: int) -> Float32:
