@@ -291,7 +291,7 @@ def test_clipping_is_astropys_however_deep_it_goes(share, outlier):
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 7), (2, 2), (2, 9), (3, 40), (41, 41)])
 def test_a_surface_is_scipys_spline(shape):
-    """Of short meshes too, along which SciPy's spline is none of a mirrored mesh, but what photutils gives."""
+    """Of short meshes too, along which an older SciPy's spline is none of a mirrored mesh, but what photutils gives."""
     mesh = np.random.default_rng(shape).normal(100.0, 10.0, shape).astype(np.float32)
     rows, columns = range(10 * shape[0]), np.arange(10 * shape[1])
     found = Surface(mesh, rows, columns, box_size=(10, 10)).at(np.array(rows))

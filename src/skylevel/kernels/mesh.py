@@ -34,6 +34,9 @@ _ROUNDING = np.float32(1e-6)
 
 # Of the filter that makes a cubic spline's coefficients, and how many of its powers are more than rounding.
 _POLE, _POLE_TERMS = 3.0**0.5 - 2.0, 30
+# Before SciPy 1.18, what had been summed so far stood in place of a line's first value (scipy/scipy#24550): in short
+# lines it can be seen, and photutils shows it.
+_ALIASED = tuple(map(int, scipy.__version__.split(".")[:2])) < (1, 18)
 
 # Neighbours of an empty box that fill it, and the leaf size of their search: photutils' values. The leaf size
 # decides between neighbours at equal distance.
@@ -441,7 +444,8 @@ class Surface:
 def _spline_coefficients(mesh: NDArray[np.floating]) -> Float:
     """Return the coefficients (mesh_y, mesh_x) of the cubic spline through a mesh that is mirrored at its edges.
 
-    Equals ``scipy.ndimage.spline_filter``, which takes longer to import than a small frame to level, to rounding.
+    Equals ``scipy.ndimage.spline_filter`` of the SciPy that is installed, to rounding; to import that would take longer
+    than to level a small frame.
     """
     coefficients = mesh.astype(np.float64)
     for lines in (coefficients, coefficients.T):
@@ -459,8 +463,7 @@ def _filter_spline(lines: Float) -> None:
     # What the mirrored values before the first one add up to.
     pairs = lines[:-1] + beyond * lines[:0:-1]
     before = weighted_sum(powers[:-2, None][:_POLE_TERMS], pairs[:_POLE_TERMS])
-    # SciPy has what it has summed until here in place of the first value; of a short mesh that can be seen.
-    before += powers[-2] * (lines[-1] + beyond * before)
+    before += powers[-2] * (lines[-1] + beyond * (before if _ALIASED else lines[0]))
     lines[0] += before * (_POLE / (1.0 - beyond**2))
     for line, last in zip(lines[1:], lines, strict=False):
         line += _POLE * last
