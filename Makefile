@@ -9,9 +9,10 @@ AVAILABLE = $(foreach version,$(SUPPORTED),$(if $(shell .ci/python $(version)),$
 OWN = $(shell $(BIN)/python -c 'import sys; print("{}.{}".format(*sys.version_info))')
 # Two at a time; modules and classes stay whole, for what their tests share is slow to make.
 PAIRED = --numprocesses 2 --dist loadscope -p no:benchmark
-# On the lowest versions, without what depends on the system alone; on other Pythons, nor on the packages.
-LOWEST = -m "not slow and not once" $(PAIRED)
-ELSEWHERE = -m "not slow and not once and not packages" $(PAIRED)
+# On the lowest versions, and on the newest Python, which has the newest, without what depends on the system alone; on
+# Pythons in between, nor on the packages.
+ENDS = -m "not slow and not once" $(PAIRED)
+BETWEEN = -m "not slow and not once and not packages" $(PAIRED)
 
 .PHONY: demo test test-pythons test-lowest test-jwst lint docs pictures notebooks dist fuzz chaos soak bench clean
 
@@ -31,14 +32,14 @@ test-python-%: $(VENV)/.ready
 	python=$$(.ci/python $*) && $(BIN)/uv venv --quiet --clear --python "$$python" $(VENV)-$*
 	$(BIN)/uv pip install --quiet --python $(VENV)-$* --constraint constraints.txt --editable '.[dev]'
 	$(VENV)-$*/bin/mypy --python-version $*
-	$(VENV)-$*/bin/python -m pytest $(ELSEWHERE)
+	$(VENV)-$*/bin/python -m pytest $(if $(filter $*,$(lastword $(AVAILABLE))),$(ENDS),$(BETWEEN))
 
 # The lowest version of every dependency, on the lowest Python.
 test-lowest: $(VENV)/.ready
 	python=$$(.ci/python $(firstword $(AVAILABLE))) && $(BIN)/uv venv --quiet --clear --python "$$python" $(VENV)-lowest
 	$(BIN)/uv pip install --quiet --python $(VENV)-lowest --resolution lowest-direct --editable '.[dev]'
 	$(VENV)-lowest/bin/python .ci/floors.py
-	$(VENV)-lowest/bin/python -m pytest $(LOWEST)
+	$(VENV)-lowest/bin/python -m pytest $(ENDS)
 
 # The JWST pipeline, which CI leaves out.
 test-jwst: $(VENV)/.ready

@@ -8,6 +8,8 @@ import pytest
 
 from programs import skylevel_here, write_exposures, write_truncated
 
+pytestmark = pytest.mark.packages
+
 
 @pytest.fixture
 def program(tmp_path: Path) -> Path:

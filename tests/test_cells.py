@@ -19,6 +19,8 @@ from skylevel.kernels.cells import (
     subtract_cells,
 )
 
+pytestmark = pytest.mark.packages
+
 SEEDS = st.integers(0, 2**32 - 1)
 
 

@@ -13,6 +13,8 @@ from skylevel.program.notebook_bar import NotebookBar, notebook_bar
 from skylevel.program.run import ProgramResult
 from skylevel.program.view import ExposureState, ExposureStates
 
+pytestmark = pytest.mark.packages
+
 HOSTILE = "<script>alert('x')</script>"
 
 

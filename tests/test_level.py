@@ -38,6 +38,8 @@ from skylevel.level import (
 from skylevel.level.frames import JUDGED
 from skylevel.recipes import Channels, Rows
 
+pytestmark = pytest.mark.packages
+
 SCENES = {"flat": 512, "sparse": 600, "extended": 777, "crowded": 1024}
 ROWS_VARIABLES = {"sci", "row_level", "source_mask", "background", "background_rms", "exclude_percentile"}
 CHANNELS_VARIABLES = {"sci", "background", "background_rms", "exclude_percentile"}

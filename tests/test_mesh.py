@@ -13,6 +13,8 @@ from scenes import make_image
 from skylevel.errors import NoBackgroundError
 from skylevel.kernels.mesh import Clipping, Surface, box_statistics, clipped_statistics, finish_mesh
 
+pytestmark = pytest.mark.packages
+
 
 def box_within(image, box_size):
     """The box, no larger than the frame: as photutils takes it."""

@@ -18,6 +18,8 @@ from skylevel.kernels.mosaic import (
 )
 from skylevel.kernels.pattern import ColorPattern
 
+pytestmark = pytest.mark.packages
+
 PATTERNS = {"RGGB": RGGB, "GRBG": GRBG, "X-Trans": XTRANS}
 MONO = ("L",)
 every_pattern = pytest.mark.parametrize("pattern", PATTERNS.values(), ids=PATTERNS)

@@ -33,6 +33,8 @@ from skylevel.errors import PlanError
 from skylevel.io.names import is_safe_component, safe_component
 from skylevel.program.plan import make_plan
 
+pytestmark = pytest.mark.packages
+
 ALONE = ("--partition", "1/1")
 SECRET = "AKIAsecretSECRET0123"
 LONG = [("é" * 110 + ".fits"), "x" * 200 + ".fits", "y" * 240 + ".dng"]

@@ -27,6 +27,8 @@ from skylevel.kernels.preview import (
     power_spectrum,
 )
 
+pytestmark = pytest.mark.packages
+
 RNG = np.random.default_rng(1)
 
 

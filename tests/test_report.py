@@ -33,6 +33,8 @@ from skylevel.report.drawing import axis_over, colored, path
 from skylevel.report.entries import Entry, entries_of, outliers
 from skylevel.report.pictures import picture_from
 
+pytestmark = pytest.mark.packages
+
 # As a header or a name may have it: markup, script, an end of what it stands in, and a mark of direction.
 HOSTILE = "<script>hacked=1</script>\"'><img src=x onerror=hacked=2>{{7*7}}\u202e"
 

@@ -20,6 +20,8 @@ from skylevel.program.plan import store_url
 from skylevel.program.view import open_program, program_status
 from skylevel.report import write_report
 
+pytestmark = pytest.mark.packages
+
 SHAPE = (512, 512)
 CARDS = {"NOUTPUTS": 1, "SLOWAXIS": 2, "SUBARRAY": "SUB512", "SUBSTRT1": 1, "SUBSTRT2": 1}
 

@@ -8,6 +8,8 @@ from skylevel.kernels.row_to_row import Steps, border_steps, octave_levels, step
 from skylevel.kernels.streams import StreamNoise
 from test_streams import levels
 
+pytestmark = pytest.mark.packages
+
 WHITE = 0.02
 
 

@@ -19,6 +19,8 @@ from skylevel.kernels.sky import (
 )
 from skylevel.kernels.streams import StreamNoise
 
+pytestmark = pytest.mark.packages
+
 QUIET, LOUD = StreamNoise(1e-12, 1e-12, 1.0), StreamNoise(4e-6, 1e-6, 1.0)
 
 

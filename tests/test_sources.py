@@ -14,6 +14,8 @@ from skylevel.kernels.deblending import deblend
 from skylevel.kernels.mesh import Mesh
 from skylevel.kernels.sources import Detection, above_threshold, connected, label_sources, smooth
 
+pytestmark = pytest.mark.packages
+
 SHAPES = hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=14)
 
 

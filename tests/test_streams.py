@@ -23,6 +23,8 @@ from skylevel.kernels.streams import (
     to_time,
 )
 
+pytestmark = pytest.mark.packages
+
 WHITE = 0.02
 
 

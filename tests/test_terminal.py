@@ -21,6 +21,8 @@ from programs import SKYLEVEL, skylevel, skylevel_here, write_exposure, write_ex
 from skylevel import terminal
 from skylevel.cli import commands
 
+pytestmark = pytest.mark.packages
+
 LONG = "jw99999001001_02101_00001_nrcb1_with_a_name_that_goes_on_and_on_and_on_and_on_cal"
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 

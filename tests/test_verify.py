@@ -20,6 +20,8 @@ from skylevel.errors import SkylevelError
 from skylevel.io.records import decode_record, encode_record
 from skylevel.program.run import Target, export_program
 
+pytestmark = pytest.mark.packages
+
 ALONE = ("--partition", "1/1")
 
 
