@@ -1,6 +1,7 @@
 """Output files appear whole or not at all."""
 
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Collection, Iterator
@@ -9,14 +10,20 @@ from pathlib import Path
 
 from skylevel.io.names import safe_component
 
-_ASIDE = ".tmp"
+_ASIDE = re.compile(r"\.(.+)\..{32}\.tmp", re.DOTALL)
 # Of the 255 bytes that a name may have nearly everywhere, what ours leave.
 _MOST_BYTES = 200
 
 
 def aside(path: Path) -> Path:
     """Return a name beside `path`, for what is to take its place once it is whole."""
-    return path.with_name(f".{_short(path.name)}.{uuid.uuid4().hex}{_ASIDE}")
+    return path.with_name(f".{_short(path.name)}.{uuid.uuid4().hex}.tmp")
+
+
+def aside_of(name: str) -> str:
+    """Return what a file of this name was to take the place of; empty where it is nothing's aside."""
+    found = _ASIDE.fullmatch(name)
+    return found[1] if found else ""
 
 
 def _short(name: str) -> str:
@@ -26,8 +33,8 @@ def _short(name: str) -> str:
 def remove_asides(folder: Path, names: Collection[str]) -> None:
     """Remove what writers that were killed left in a folder on the way to these names; nothing may be writing them."""
     short = set(map(_short, names))
-    for path in folder.glob(f".*{_ASIDE}"):
-        if path.name[1 : -len(f".{uuid.uuid4().hex}{_ASIDE}")] in short:
+    for path in folder.glob(".*.tmp"):
+        if aside_of(path.name) in short:
             # A link is removed, not what it leads to.
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
 

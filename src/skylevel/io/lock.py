@@ -21,6 +21,7 @@ from uuid import uuid4
 import psutil
 
 from skylevel.errors import StoreError
+from skylevel.io.atomic import aside, aside_of
 from skylevel.io.remote import file_system
 from skylevel.io.urls import is_remote
 
@@ -38,7 +39,6 @@ _ENDING = 2.0
 # A process's start is known to within the clock's corrections.
 _SAME_START = 5.0
 
-_ASIDE = ".tmp"
 _RUN = re.compile(r"run(?:-(\d+)-of-(\d+))?\.lock")
 Share = tuple[int, int]
 Owner = dict[str, Any]
@@ -153,11 +153,13 @@ def reserved(folder: str, share: Share | None = None) -> Iterator[Lock]:
 
 def _remove_asides(folder: Path) -> None:
     """Remove what owners that were killed left on the way to a lock."""
-    for path in folder.glob(f".*lock*{_ASIDE}"):
-        owner = _owner(str(path)) or {}
-        with suppress(OSError):
-            if _is_dead(owner) or time.time() - path.stat().st_mtime > _ABANDONED:
-                path.unlink()
+    for path in folder.glob(".*.tmp"):
+        if "lock" in aside_of(path.name):
+            owner = _owner(str(path)) or {}
+            dead = owner.get("machine") == _machine() and not _runs(owner)
+            with suppress(OSError):
+                if dead or time.time() - path.stat().st_mtime > _ABANDONED:
+                    path.unlink()
 
 
 def _require_free(folder: str, name: str) -> None:
@@ -199,7 +201,7 @@ class _Watch:
         if owner is None:
             return True
         if owner.get("machine") == _machine():
-            self.doubts, dead = False, _is_dead(owner)
+            self.doubts, dead = False, not _runs(owner)
         else:
             self.doubts = abs(time.time() - _number(owner.get("renewed"))) > _EXPIRES
             dead = self.doubts and time.monotonic() - self._unchanged_since > _WATCHED
@@ -241,17 +243,17 @@ def _write(url: str, content: Owner, *, new: bool = False) -> bool:
             return False
         return True
     path = Path(url)
-    aside = path.with_name(f".{path.name}.{uuid4().hex}{_ASIDE}")
+    written = aside(path)
     try:
-        aside.write_bytes(text)
+        written.write_bytes(text)
         if not new:
-            aside.replace(path)
+            written.replace(path)
             return True
-        os.link(aside, path)
+        os.link(written, path)
     except FileExistsError:
         return False
     finally:
-        aside.unlink(missing_ok=True)
+        written.unlink(missing_ok=True)
     return True
 
 
@@ -274,11 +276,6 @@ def _machine() -> str:
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip())
         parts.append(str(Path("/proc/self/ns/pid").readlink()))
     return " ".join(parts)
-
-
-def _is_dead(owner: Owner) -> bool:
-    """Return whether an owner is known to have ended, on this machine."""
-    return owner.get("machine") == _machine() and not _runs(owner)
 
 
 def _runs(owner: Owner) -> bool:

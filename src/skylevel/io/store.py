@@ -225,7 +225,7 @@ class ProgramStore:
         one at a time, and each ends here.
         """
         self._consolidate()
-        self._remove_partials()
+        self._remove_drivers_leftovers()
         self._write(_DESCRIBED, key.encode())
 
     def described(self) -> str:
@@ -420,24 +420,28 @@ class ProgramStore:
             by_node.setdefault(place.node, set()).add(place.index)
         for node, indices in by_node.items():
             remove_asides(Path(self._root, node, RECORD), {str(index) for index in indices})
-            _remove(
-                path for path in Path(self._own(node)).glob(f"*/{_PARTIAL}")
-                if path.name.partition(".")[0] in {str(index) for index in indices}
-            )  # fmt: skip
+            for path in Path(self._own(node)).glob(f"*/{_PARTIAL}"):
+                if path.name.partition(".")[0] in {str(index) for index in indices}:
+                    path.unlink(missing_ok=True)
         remove_asides(Path(self._root, "failed"), {f"{safe_component(name)}.json" for name in names})
 
-    def _remove_partials(self) -> None:
+    def _remove_drivers_leftovers(self) -> None:
         """Remove what drivers that were killed left half written; chunks of exposures and groups have other writers."""
         if not isinstance(self._files, LocalFileSystem):
             return
         remove_asides(Path(self._root), {_PLAN, _DESCRIBED})
         for path in self.nodes():
             for above in itertools.accumulate(path.split("/"), "{}/{}".format, initial=""):
-                _remove(Path(self._own(above)).glob(f"zarr.{_PARTIAL}"))
+                self._remove_partials(above, of_metadata=True)
             of_tasks = {name for name, array in node_arrays(self.url, path).items() if array.chunks[0] == 1}
             for name in {*self._listed(path)} - {_GROUPS}:
-                pattern = f"zarr.{_PARTIAL}" if name in of_tasks else _PARTIAL
-                _remove(Path(self._own(f"{path}/{name}")).glob(pattern))
+                self._remove_partials(f"{path}/{name}", of_metadata=name in of_tasks)
+
+    def _remove_partials(self, path: str, *, of_metadata: bool) -> None:
+        """Remove what was left half written in a folder: of its metadata alone, or of its chunks too."""
+        if isinstance(self._files, LocalFileSystem):
+            for partial in Path(self._own(path)).glob(f"zarr.{_PARTIAL}" if of_metadata else _PARTIAL):
+                partial.unlink(missing_ok=True)
 
     def _arrays(self, place: Place) -> dict[str, Array]:
         if not self._files.exists(f"{self._root}/{place.node}/{RECORD}/zarr.json"):
@@ -485,9 +489,8 @@ class ProgramStore:
     def write_group(self, node: str, group: str, result: xr.Dataset, key: str) -> None:
         """Store what a group of a node's exposures knows together, under the key of its members."""
         self._group(f"{node}/{_GROUPS}")
-        if isinstance(self._files, LocalFileSystem):
-            # The group's own goes with what stood in its place.
-            _remove(Path(self._own(f"{node}/{_GROUPS}")).glob(f"zarr.{_PARTIAL}"))
+        # The group's own goes with what stood in its place.
+        self._remove_partials(f"{node}/{_GROUPS}", of_metadata=True)
         self._require_own(f"{node}/{_GROUPS}/{safe_component(group)}")
         url = location(f"{self.url}/{node}/{_GROUPS}/{safe_component(group)}")
         encoding = {name: {"compressors": COMPRESSORS} for name, v in result.items() if v.ndim}
@@ -603,11 +606,6 @@ class ProgramStore:
             with suppress(OSError):
                 contents[path] = Path(path).read_bytes()
         return contents
-
-
-def _remove(paths: Iterable[Path]) -> None:
-    for path in paths:
-        path.unlink(missing_ok=True)
 
 
 def _is_lost(place: Place, record: Mapping[str, Any], chunks: Mapping[str, Mapping[int, list[str]]]) -> bool:

@@ -232,5 +232,5 @@ def _calmness(octave: Float32, scale: float, grid: Grid) -> Float32:
 
 def _amplifier_means(cells: Float32, weight: Float32, n_amplifiers: int) -> Float32:
     """Weighted mean (y, amplifier) of each row's cells."""
-    total, each = ((v).reshape(len(cells), n_amplifiers, -1).sum(axis=2) for v in (cells * weight, weight))
+    total, each = (v.reshape(len(cells), n_amplifiers, -1).sum(axis=2) for v in (cells * weight, weight))
     return np.asarray(total / each)

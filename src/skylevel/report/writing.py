@@ -17,7 +17,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from skylevel.errors import OutputError
-from skylevel.io.atomic import replacing
+from skylevel.io.atomic import aside_of, replacing
 from skylevel.io.remote import file_system, local_output, output_size, remove_leftovers
 from skylevel.io.store import ProgramStore
 from skylevel.io.urls import is_remote, public_url
@@ -28,8 +28,7 @@ from skylevel.report.page import PAGE_TEMPLATE, PER_PACK, context, fragments, te
 
 PAGE, PACKS = "report.html", "report"
 
-# And what a writer that was killed left on the way to one.
-_PACK_NAME = re.compile(r"\.?[0-9a-f]{12}-\d+\.js(\.[0-9a-f]{32}\.tmp)?")
+_PACK_NAME = re.compile(r"[0-9a-f]{12}-\d+\.js")
 
 
 def write_report(output: str | PathLike[str]) -> str:
@@ -118,7 +117,8 @@ def _remove_packs(folder: str, digest: str) -> None:
         return
     for found in system.ls(root, detail=False):
         name = str(found).rsplit("/", 1)[-1]
-        if _PACK_NAME.fullmatch(name) and not (digest and name.startswith(f"{digest}-")):
+        # Or what a writer that was killed left on the way to one.
+        if _PACK_NAME.fullmatch(aside_of(name) or name) and not (digest and name.startswith(f"{digest}-")):
             system.rm_file(found)
     if not is_remote(folder):
         with suppress(OSError):
