@@ -279,13 +279,15 @@ def more_groups_table(found: Measured) -> str:
     lines = []
     for kind, groups in found.groups.items():
         means = {name: [np.mean([one.amp for one in g[name]]) for g in groups.values()] for name in (BEST, PROGRAM)}
-        amp, size = PROGRAM_LIMITS[kind][0], np.abs([one.bias for g in groups.values() for one in g[PROGRAM]]).mean()
+        (amp, *bias), asked = PROGRAM_LIMITS[kind], ", ".join(map(str, PROGRAM_LIMITS[kind]))
+        size = np.abs([one.bias for g in groups.values() for one in g[PROGRAM]]).mean()
         highest = max(one.amp for g in groups.values() for one in g[PROGRAM])
         least = [np.mean([one.amp for one in g[LEAST]]) for g in groups.values() if LEAST in g]
         cells = [f"{np.mean(m):.2f} ({min(m):.2f}-{max(m):.2f})" for m in means.values()]
         cells[1] = f"**{cells[1]}**" if np.mean(means[PROGRAM]) > amp else cells[1]
         tall = f"**{highest:.2f}**" if highest > HIGHEST_OF_GROUP else f"{highest:.2f}"
-        lines.append([kind, *cells, tall, f"{size:.1f}", f"{np.mean(least):.2f}" if least else "", f"{amp}"])
+        wrong = f"**{size:.1f}**" if bias and size > bias[0] else f"{size:.1f}"
+        lines.append([kind, *cells, tall, wrong, f"{np.mean(least):.2f}" if least else "", asked])
     head = f"{len(MORE_GROUPS)} more groups", BEST, PROGRAM, "highest", "size of bias", f"{LEAST}, slow part", "asked"
     return table(head, lines)
 

@@ -283,6 +283,7 @@ class TestWrongCommands:
             ("tcp://127.0.0.1", "missing port number"),
         ],
     )
+    @pytest.mark.once
     def test_nowhere_to_run(self, program: Path, tmp_path: Path, cluster: str, cause: str) -> None:
         env = {"DASK_SKYLEVEL__CONNECT_TIMEOUT": "1s"}
         run = ("run", program, "--output", tmp_path / "out", "--cluster", cluster, "--quiet")
@@ -310,6 +311,7 @@ class TestWrongCommands:
         assert str(tmp_path / "out") in process.stderr
         assert len(process.stderr.splitlines()) == 1
 
+    @pytest.mark.once
     @pytest.mark.parametrize("command", ["status", "export"])
     def test_a_folder_that_was_never_run(self, tmp_path: Path, command: str) -> None:
         process = skylevel(command, tmp_path / "out")

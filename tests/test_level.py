@@ -391,6 +391,7 @@ def most_bytes_held(levelled):
     return max(held)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("job", ["rows", "channels"])
 def test_what_is_held_of_a_chunked_frame_does_not_grow_with_it(job, tmp_path):
     def held(n_y):

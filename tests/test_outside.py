@@ -56,6 +56,7 @@ def refused(capfd: Any, *arguments: object) -> str:
     return line
 
 
+@pytest.mark.once
 class TestNames:
     @pytest.mark.parametrize("name", NAMES, ids=ascii)
     def test_any_name_a_file_can_have(self, tmp_path: Path, capfd: Any, name: str) -> None:
@@ -429,6 +430,7 @@ def server(tmp_path: Path) -> Iterator[str]:
         thread.join()
 
 
+@pytest.mark.once
 class TestSecrets:
     def signed(self, server: str, name: str, more: str = "") -> str:
         return f"http://{server}/{name}?X-Amz-Date=2024{more}&X-Amz-Signature={SECRET}{more}"

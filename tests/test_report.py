@@ -311,6 +311,7 @@ class TestStore:
         assert "has no picture: ValueError: odd" in (tmp_path / "out" / "skylevel.log").read_text()
 
 
+@pytest.mark.once
 class TestCommandLine:
     def test_a_run_ends_with_it(self, tmp_path: Path) -> None:
         write_exposures(tmp_path / "in", 2)

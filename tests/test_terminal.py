@@ -61,6 +61,7 @@ def done(program: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
+@pytest.mark.once
 class TestJson:
     def test_of_a_run_some_of_which_fails(self, program: Path, tmp_path: Path) -> None:
         output = tmp_path / "out"
@@ -181,6 +182,7 @@ class TestWidth:
         assert f"  Examples:\n    skylevel {name}" in shown
 
 
+@pytest.mark.once
 class TestPaths:
     @pytest.fixture
     def here(self, program: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:

@@ -258,6 +258,7 @@ def strangers_to(program: Path) -> set[Path]:
     return {path for path in program.parent.rglob("*") if "program.zarr" not in str(path)}
 
 
+@pytest.mark.once
 class TestPlans:
     @pytest.mark.parametrize("damage", PLANS)
     def test_a_damaged_plan_is_named_and_healed(
