@@ -160,6 +160,13 @@ def _hold(n_bytes: int) -> None:
     del held
 
 
+def _freeze_at_first(mark: Path) -> str:
+    if not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return "done"
+
+
 class TestCalls:
     @pytest.fixture
     def worker(self) -> Iterator[OwnWorker]:
@@ -181,6 +188,12 @@ class TestCalls:
         assert worker.call(partial(max, 1, 2), memory=PLENTY) == 2
         with pytest.raises(WorkerDiedError, match="out of memory"):
             worker.call(partial(_hold, 500 << 20), memory=enough)
+
+    def test_a_frozen_one_is_given_up(
+        self, worker: OwnWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("skylevel.program.own_worker._FROZEN_FOR", 1.0)
+        assert worker.call(partial(_freeze_at_first, tmp_path / "frozen"), memory=PLENTY) == "done"
 
     def test_signals_are_for_the_command_alone(self, worker: OwnWorker) -> None:
         process = psutil.Process(worker.call(os.getpid, memory=PLENTY))

@@ -6,6 +6,7 @@ import pickle
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
@@ -23,6 +24,8 @@ from skylevel.program.sealed import open_sealed, seal
 _ENDS_AT = 0.95
 _LOOK_EVERY = 0.2
 _ATTEMPTS = 3
+# One that is frozen for so many seconds is given up, as there.
+_FROZEN_FOR = 60.0
 
 # No call is without bytes.
 _GET_READY = b""
@@ -129,10 +132,14 @@ class OwnWorker:
                 meanwhile()
 
     def _answer(self, most: float) -> _Answer:
-        """Wait for an answer, and see meanwhile that the worker keeps to its memory."""
+        """Wait for an answer, and see meanwhile that the worker keeps to its memory, and is not frozen for long."""
+        went_on = time.monotonic()
         while not self._connection.poll(_LOOK_EVERY):
             with suppress(psutil.Error):
-                if psutil.Process(self._process.pid).memory_info().rss > most:
+                process = psutil.Process(self._process.pid)
+                if process.status() != psutil.STATUS_STOPPED:
+                    went_on = time.monotonic()
+                if process.memory_info().rss > most or time.monotonic() - went_on > _FROZEN_FOR:
                     self._process.kill()
         return pickle.loads(self._connection.recv_bytes())
 
