@@ -167,8 +167,8 @@ def wait_until(condition: Callable[[], Any], *, seconds: float = 90, what: str =
 
 def workers_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
     """The worker processes that a command with a cluster of its own has started."""
-    children = psutil.Process(process.pid).children(recursive=True)
-    return [child for child in children if "spawn_main" in " ".join(command_of(child))]
+    servers = [c for c in psutil.Process(process.pid).children() if "forkserver" in " ".join(command_of(c))]
+    return [worker for server in servers for worker in server.children()]
 
 
 def command_of(process: psutil.Process) -> list[str]:
