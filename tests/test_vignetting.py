@@ -68,6 +68,33 @@ def test_a_nights_backgrounds_are_closer_than_each_alone():
     assert rms(errors_of(night)) < 1.0
 
 
+def in_unit(boxes, scale, zero=0.0):
+    """A frame's boxes in another unit, or with another zero."""
+    return boxes._replace(
+        level=(scale * boxes.level + zero).astype(np.float32), rms=(scale * boxes.rms).astype(np.float32)
+    )
+
+
+@pytest.mark.parametrize(("scale", "zero"), [(65535, 0), (1 / 65535, 0), (1e33, 0), (1, -30_000), (1, 1e9)])
+def test_a_frame_in_another_unit_spoils_no_other(scale, zero):
+    frames = [make_frame(hour, galaxy(600)) for hour in HOURS]
+    expected = solve_night(frames[1:], GRID, black_level=BLACK)
+    night = solve_night([in_unit(frames[0], scale, zero), *frames[1:]], GRID, black_level=BLACK)
+    np.testing.assert_array_equal(night.agrees, [False] + [True] * (len(HOURS) - 1))
+    np.testing.assert_array_equal(night.coefficients[1:], expected.coefficients)
+    np.testing.assert_array_equal(night.vignetting, expected.vignetting)
+
+
+@pytest.mark.parametrize("scale", [2.0**-16, 2.0**16])
+def test_the_unit_of_a_night_does_not_matter(scale):
+    frames = [make_frame(hour, galaxy(600)) for hour in HOURS]
+    expected = solve_night(frames, GRID, black_level=BLACK)
+    night = solve_night([in_unit(boxes, scale) for boxes in frames], GRID, black_level=scale * BLACK)
+    assert night.agrees.all()
+    for k in range(len(HOURS)):
+        np.testing.assert_allclose(night.background(k, GRID) / scale, expected.background(k, GRID), rtol=1e-5)
+
+
 def cloud(peak, y=0.0, x=0.0):
     """A bright nebula with filaments, which ends sharply."""
     v, u = axes()

@@ -37,8 +37,11 @@ from skylevel.kernels.wings import Wings
 # A box of one frame this many standard deviations from what all frames say counts half.
 _OUTLIER = 4.0
 
-# A box of constant value has no error; no level is known better than this, in the units of the frames.
-_LEAST_ERROR = 0.01
+# A box of constant value has no error: no level is known better than to this part of it, or of its usual error.
+_LEAST_OF_LEVEL, _LEAST_OF_ERROR = 1e-5, 1e-2
+
+# A frame with so many times the night's light or noise, or with so little, is in another unit or has another zero.
+_UNLIKE = 10.0
 
 # Of so many frames a majority tells who disagrees.
 _A_FEW = 4
@@ -142,11 +145,13 @@ def solve_night(
     _check_alike(frames)
     for boxes in frames:
         check_boxes(boxes, grid)
-    own = _own_parts(frames, grid, fitting)
-    share = _rejected_share(frames, own)
+    alike = np.flatnonzero(_alike(frames, black_level)).tolist()
+    own = _own_parts([frames[k] for k in alike], grid, fitting)
+    share = np.ones(len(frames), np.float32)
+    share[alike] = _rejected_share([frames[k] for k in alike], own)
     agrees = _agreeing(share, disagreement)
     members = [boxes for boxes, agree in zip(frames, agrees, strict=True) if agree]
-    parts = [part for part, agree in zip(own, agrees, strict=True) if agree]
+    parts = [part for part, agree in zip(own, agrees[alike], strict=True) if agree]
     together = _solve_together(members, parts, grid, fitting) if members else None
     own_of = dict(zip(np.flatnonzero(agrees).tolist(), together.own if together else [], strict=True))
     backgrounds = [
@@ -171,6 +176,19 @@ def _check_alike(frames: Sequence[OwnBoxes]) -> None:
         raise NoBackgroundError("a night without a frame has no background")
     if len(channels := {len(boxes.level) for boxes in frames}) > 1:
         raise ShapeError(f"frames of one night have different numbers of channels: {sorted(channels)}")
+
+
+def _alike(frames: Sequence[OwnBoxes], black_level: float) -> Bool:
+    """Return which frames (frame,) have about the night's light and noise: no other is compared with the night."""
+    light = np.array([np.nanmedian(boxes.level) for boxes in frames]) - black_level
+    noise = np.array([np.nanmedian(boxes.rms) for boxes in frames], np.float64)
+    return _about_the_same(light) & _about_the_same(noise)
+
+
+def _about_the_same(values: Float) -> Bool:
+    """Return which values are near their median; all, where that is no more than 0."""
+    middle = float(np.median(values))
+    return (values > middle / _UNLIKE) & (values < middle * _UNLIKE) | (middle <= 0)
 
 
 def _own_parts(frames: Sequence[OwnBoxes], grid: Grid, fitting: Fitting) -> list[SurfaceFit]:
@@ -289,7 +307,8 @@ def _shift(boxes: OwnBoxes, own: SurfaceFit, mean: Float, slopes: Float) -> Floa
     seen = np.isfinite(boxes.level) & np.isfinite(mean)
     difference = np.where(seen, boxes.level - own.surface - mean, 0.0)
     # The steeper the light, the less a shift alone describes it.
-    variance = np.where(seen, level_error(boxes), 1.0) ** 2 + 0.01 * np.sum(slopes**2, axis=0) + _LEAST_ERROR**2
+    error = np.maximum(np.where(seen, level_error(boxes), 1.0), _least_error(boxes))
+    variance = error**2 + 0.01 * np.sum(slopes**2, axis=0)
     weight = np.where(seen, 1.0 / variance, 0.0)
     matrix = np.array([[np.sum(weight * one * other) for other in slopes] for one in slopes])
     matrix[np.diag_indices(2)] += 1.0 + 1e-9 * np.trace(matrix)
@@ -301,12 +320,18 @@ def _moved(boxes: OwnBoxes, slopes: Float, shift: Float) -> OwnBoxes:
     return boxes._replace(level=boxes.level + (shift[0] * slopes[0] + shift[1] * slopes[1]).astype(np.float32))
 
 
+def _least_error(boxes: OwnBoxes) -> float:
+    """Return what a level's error is at the least, whatever the unit of the frame."""
+    usual = _LEAST_OF_ERROR * float(np.median(level_error(boxes)[np.isfinite(boxes.level)]))
+    return max(_LEAST_OF_LEVEL * abs(float(np.nanmedian(boxes.level))), usual, 1e-30)
+
+
 def _night_mean(frames: list[OwnBoxes], own: list[SurfaceFit]) -> tuple[Float, Float]:
     """Return the mean (channel, mesh_y, mesh_x) of frames less their own parts, and its error."""
     total, weight = np.zeros(frames[0].level.shape), np.zeros(frames[0].level.shape)
     for boxes, part in zip(frames, own, strict=True):
         good = np.isfinite(boxes.level)
-        precision = np.where(good, part.weight / np.maximum(level_error(boxes), _LEAST_ERROR) ** 2, 0.0)
+        precision = np.where(good, part.weight / np.maximum(level_error(boxes), _least_error(boxes)) ** 2, 0.0)
         total += precision * np.where(good, boxes.level - part.surface, 0.0)
         weight += precision
     seen = weight > 0
