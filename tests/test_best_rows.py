@@ -61,6 +61,39 @@ def test_stripes_are_found_and_the_sky_is_kept(galaxy, limit):
     assert np.mean(errors) < limit
 
 
+@pytest.mark.parametrize("lost", ["half of the columns", "pixels everywhere", "columns an amplifier has not"])
+def test_stripes_are_found_where_rows_have_few_pixels(lost):
+    image, bad, stripes = make(stripes=0.02)
+    amplifiers = ONE
+    if lost == "half of the columns":
+        bad[:, 256:] = True
+    elif lost == "pixels everywhere":
+        bad |= np.random.default_rng(2).random(bad.shape) < 0.6
+    else:
+        image, bad = image[:, :250], bad[:, :250]
+        amplifiers = amplifier_layout(250, n_outputs=4)
+    level = measure_streams(image, bad, amplifiers=amplifiers).level
+    assert error(level, stripes) < 0.35 * stripes.std()
+
+
+def test_pixels_too_large_for_float32_do_not_count():
+    image, bad, _ = make(stripes=0.02)
+    large = image.astype(np.float64)
+    large[5, 5], large[300, 7] = 1.7e308, -1.7e308
+    bad_too = bad.copy()
+    bad_too[[5, 300], [5, 7]] = True
+    expected = measure_streams(image, bad_too, amplifiers=ONE).level
+    np.testing.assert_array_equal(measure_streams(large, bad, amplifiers=ONE).level, expected)
+
+
+@pytest.mark.parametrize("side", [256, 512])
+def test_an_image_that_is_turned_in_memory_has_the_same_levels(side):
+    image, bad, _ = make((side, 512), stripes=0.02)
+    expected = measure_streams(image, bad, amplifiers=ONE).level
+    turned = measure_streams(np.asfortranarray(image), np.asfortranarray(bad), amplifiers=ONE).level
+    np.testing.assert_array_equal(turned, expected)
+
+
 def test_amplifiers_have_levels_of_their_own():
     image, bad, stripes = make((256, 2048), n_amplifiers=4, stars=40, stripes=0.02)
     measured = measure_streams(image, bad, amplifiers=FOUR)

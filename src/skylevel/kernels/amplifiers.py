@@ -134,9 +134,12 @@ class Grid:
         return self.rows // COARSE_ROWS, self.cells // COARSE_CELLS
 
     def place(self, image: NDArray[_T], fill: float) -> NDArray[_T]:
-        """Return `image` on the grid, `fill` where it has no pixel; the image itself where nothing is to be padded."""
+        """Return `image` on the grid, `fill` where it has no pixel, row after row in memory.
+
+        The image itself where nothing is to be padded.
+        """
         if image.shape == (self.rows, self.columns):
-            return image
+            return np.ascontiguousarray(image)
         placed = np.full((self.rows, self.columns), fill, image.dtype)
         edges = self.amplifiers.edges(image.shape[1])
         for k, (start, stop) in enumerate(pairwise(edges)):

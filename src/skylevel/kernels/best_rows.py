@@ -84,8 +84,9 @@ _FIRST_EFFORT, _LAST_EFFORT = (2, 3), (3, 8)
 LAST_STEPS = _LAST_EFFORT[1]
 # Neighbouring rows do not tell the exponent.
 _CERTAIN = 1e-3
-# Levels of rows with less than this part of their pixels are not compared with their neighbours'.
-_LEAST_PIXELS = 0.6
+# Levels of rows with less than this part of their pixels are not compared with their neighbours', unless most rows have
+# less: then those with less than this part of what is usual.
+_LEAST_PIXELS, _USUAL_SHARE = 0.6, 0.9
 # Blocks with less than this part of their pixels do not tell whether the model holds.
 _LEAST_BLOCK = 0.1
 
@@ -236,8 +237,11 @@ def measure_streams(
     if image.ndim != 2 or bad.shape != image.shape:
         raise ShapeError(f"the image {image.shape} and the mask {bad.shape} are not two equal planes")
     grid = Grid((image.shape[0], image.shape[1]), amplifiers)
+    with np.errstate(over="ignore"):
+        # What is too large for it does not count, as what is infinite.
+        image = image.astype(np.float32, copy=False)
     good = grid.place(np.isfinite(image) & ~bad, fill=False)
-    data = np.where(good, grid.place(image.astype(np.float32, copy=False), fill=0), np.float32(0))
+    data = np.where(good, grid.place(image, fill=0), np.float32(0))
     sky_level, white_noise = _level_and_noise(data, good)
     method = _Method(
         settings, coarse_model(grid, settings.sky.degree, settings.large_sources.spacing),
@@ -325,6 +329,12 @@ def _row_levels(values: Float32, count: Float32, grid: Grid) -> tuple[Float32, F
     return mean.astype(np.float32, copy=False), total
 
 
+def _enough(count: Float32, grid: Grid) -> Float32:
+    """Return how many pixels (amplifier,) a row's level needs to be compared: fewer where most rows have no more."""
+    usual = np.maximum(_USUAL_SHARE * np.median(count[: grid.shape[0]], axis=0), CELL_WIDTH)
+    return np.asarray(np.minimum(_LEAST_PIXELS * grid.amplifiers.width, usual), np.float32)
+
+
 def _coarse_sums(values: Float32, grid: Grid) -> Float64:
     n_y, n_x = grid.coarse_shape
     return np.asarray(values.reshape(n_y, COARSE_ROWS, n_x, COARSE_CELLS).sum(axis=(1, 3), dtype=np.float64))
@@ -349,8 +359,7 @@ def _solve(cells: _Cells, streams: Float32, light: Float32, method: _Method, eff
     """Solve for sky, large sources and streams, given streams and light that are nearly right."""
     grid = method.grid
     level, count = _row_levels(cells.mean - cells.smooth, cells.n_pixels, grid)
-    enough = _LEAST_PIXELS * grid.amplifiers.width
-    scatter = lag_scatter(level, count, white_noise=method.white_noise, enough=enough)
+    scatter = lag_scatter(level, count, white_noise=method.white_noise, enough=_enough(count, grid))
     noise = _noise(scatter, method)
     weight = _weights(cells.n_pixels, light, method.white_noise)
     slow = _slow(streams, grid)

@@ -133,7 +133,7 @@ def block_precision(n: int, slots: int, exponent: float) -> Float64:
     return np.asarray(scipy.linalg.inv(matrix))
 
 
-def lag_scatter(level: Float32, count: Float32, *, white_noise: float, enough: float) -> LagScatter:
+def lag_scatter(level: Float32, count: Float32, *, white_noise: float, enough: Float32 | float) -> LagScatter:
     """Scatter of differences between rows, shared by amplifiers and of their own.
 
     Parameters
@@ -144,7 +144,7 @@ def lag_scatter(level: Float32, count: Float32, *, white_noise: float, enough: f
         Pixels behind each level.
     white_noise : float
         Standard deviation of one pixel, in `level`'s unit.
-    enough : float
+    enough : ndarray (amplifier,) or float
         Pixels that a level needs in order to be compared.
 
     Returns
@@ -162,7 +162,7 @@ def lag_scatter(level: Float32, count: Float32, *, white_noise: float, enough: f
 
 
 def _scatter_at(
-    level: Float32, count: Float32, lag: int, white_noise: float, enough: float
+    level: Float32, count: Float32, lag: int, white_noise: float, enough: Float32 | float
 ) -> tuple[float, float, float, int]:
     difference = level[lag:].astype(np.float64) - level[:-lag]
     least = np.minimum(count[lag:], count[:-lag])
