@@ -16,6 +16,7 @@ from skylevel import Rows, level_rows, open_frame
 from skylevel.errors import NoBackgroundError, SettingsError
 from skylevel.io.store import ProgramStore
 from skylevel.jobs import JOBS, Facts
+from skylevel.level.streams import combine_streams
 from skylevel.program.plan import store_url
 from skylevel.program.view import open_program, program_status
 from skylevel.report import write_report
@@ -98,6 +99,39 @@ def test_switching_to_the_group_measures_nothing_again(program: Path) -> None:
     assert {name: record_of(output, name)["checksums"] for name in measured} == measured
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
     assert group_of(output, "e0")["agrees"].sum() == 4
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e8, 1e-8])
+def test_an_odd_member_is_left_to_itself_and_spoils_no_other(program: Path, scale: float) -> None:
+    expected = pixels_of(run(program, "program"))
+    odd = write(program, "zz", 9)
+    with fits.open(odd, mode="update") as hdus:
+        hdus["SCI"].data *= np.float32(scale)
+    output = program.parent / "with the odd one"
+    command = ("run", program, "--output", output, "--preset", "program", "--partition", "1/1")
+    assert skylevel_here(*command) == 0
+    found = pixels_of(output)
+    assert {name: found[name] for name in expected} == expected
+    assert "left to itself: other, zz" in (output / "skylevel.log").read_text()
+
+
+def test_a_group_that_cannot_be_combined_fails_alone(program: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(program, "single2", 9, cards={"FILTER": "F444W"})
+
+    def combine(members: xr.Dataset, recipe: Rows) -> xr.Dataset:
+        if "e0" in members["exposure"].values:
+            raise np.linalg.LinAlgError("Singular matrix")
+        return combine_streams(members, recipe)
+
+    monkeypatch.setattr("skylevel.jobs.rows.combine_streams", combine)
+    output = program.parent / "out"
+    command = ("run", program, "--output", output, "--preset", "program", "--partition", "1/1")
+    assert skylevel_here(*command) == 1
+    states = {state.name: (state.state, state.reason) for state in program_status(output)}
+    assert [name for name, (state, _) in states.items() if state == "done"] == ["single", "single2"]
+    assert all("cannot be combined: Singular matrix" in states[name][1] for name in ("e0", "e3", "other"))
+    monkeypatch.undo()
+    assert skylevel_here(*command) == 0
 
 
 def test_one_that_joins_later_makes_the_group_new(program: Path) -> None:

@@ -440,9 +440,13 @@ def _misfit(cells: _Cells, model: Float32, noise: float, grid: Grid) -> float:
     return spread(total[known] / (np.sqrt(count[known]) * noise))[1] if known.any() else 0.0
 
 
-def _row_to_row(data: Float32, good: Bool, cells: _Cells, scatter: LagScatter, method: _Method) -> Float32:
+def _row_to_row(data: Float32, good: Bool, cells: _Cells, method: _Method) -> Float32:
     """Take the levels' row-to-row part, and steps between amplifiers, where slow stripes cannot be told from light."""
     grid = method.grid
+    level, count = _row_levels(cells.mean - cells.smooth, cells.n_pixels, grid)
+    # Where light leaves but few pixels in most rows, what they differ by is light.
+    enough = _enough(good.reshape(grid.rows, grid.amplifiers.count, -1).sum(axis=2, dtype=np.float32), grid)
+    scatter = lag_scatter(level, count, white_noise=method.white_noise, enough=enough)
     prior = method.settings.stripes._replace(exponent_rms=_CERTAIN)
     noise = estimate_noise(
         nearest_lags(scatter), slots=grid.slots, white_noise=method.white_noise, prior=prior
@@ -478,7 +482,7 @@ def _summary(data: Float32, good: Bool, cells: _Cells, solution: _Solution, meth
     node[solution.nodes] = solution.fit.nodes
     grid, scatter = method.grid, solution.scatter
     believed = solution.misfit <= method.settings.misfit_limit
-    level = amplifier_means(solution.streams, grid) if believed else _row_to_row(data, good, cells, scatter, method)
+    level = amplifier_means(solution.streams, grid) if believed else _row_to_row(data, good, cells, method)
     level = level[: grid.shape[0]]
     common, own, error, n_rows = scatter
     return StreamMeasurement(

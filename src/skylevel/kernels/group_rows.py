@@ -43,6 +43,8 @@ Float64 = NDArray[np.float64]
 # weight from the second number on.
 _DISAGREES, _SUSPECT = 50.0, 9.0
 _GROUP_ROUNDS = 5
+# One whose noise or sky is so many times the group's, or so little of it, is in another unit or of another kind.
+_UNLIKE_NOISE, _UNLIKE_SKY = 100.0, 1000.0
 _DEFAULTS = StreamSettings()
 
 
@@ -101,7 +103,8 @@ def combine_group(
     and all else marginalised, is summed. How strong the stripes are and how their spectrum falls is pooled first; an
     exposure's own estimate would give those that drift most the greatest weight.
     """
-    believed = [m for m in measurements if m.believed]
+    at = _comparable(measurements)
+    believed = [m for m, compared in zip(measurements, at, strict=True) if compared]
     if len(believed) < 2:
         return None
     grid = Grid(shape, amplifiers)
@@ -111,11 +114,23 @@ def combine_group(
     noise = _pooled_noise(believed, grid, settings)
     said = [_shape_information(m, model, noise, prior, reference) for m in believed]
     common, distance = _agreed_shape(said, model, prior, reference)
-    at = np.array([m.believed for m in measurements])
     everyone = np.full(len(measurements), np.nan, np.float32)
     everyone[at] = distance
     member = at & (np.nan_to_num(everyone, nan=np.inf) < _DISAGREES)
     return GroupSky(common / reference, reference, noise, everyone, member)
+
+
+def _comparable(measurements: Sequence[StreamMeasurement]) -> Bool:
+    """Return which exposures (exposure,) a model describes that have about the group's noise and sky."""
+    at = np.array([m.believed for m in measurements], bool)
+    scales = np.array([(m.white_noise, m.sky_level) for m in measurements]).reshape(-1, 2)
+    if at.any():
+        # Of a member, not between two.
+        usual = np.sort(scales[at], axis=0)[at.sum() // 2]
+        ratio = np.maximum(scales, 1e-300) / np.maximum(usual, 1e-300)
+        reach = np.array([_UNLIKE_NOISE, _UNLIKE_SKY])
+        at &= ((ratio < reach) & (ratio > 1 / reach)).all(axis=1)
+    return at
 
 
 def _model(grid: Grid, settings: StreamSettings) -> CoarseModel:

@@ -33,7 +33,7 @@ def combine_group(group: Group, members: list[Exposure], key: str, url: str, ver
     Raises
     ------
     SkylevelError
-        What is stored of a member is damaged, or this worker runs another version.
+        What is stored of a member is damaged, or cannot be combined; or this worker runs another version.
     """
     require_version(version)
     store, job, recipe = ProgramStore(url), members[0].job, members[0].recipe
@@ -45,7 +45,7 @@ def combine_group(group: Group, members: list[Exposure], key: str, url: str, ver
         together = store.open_node(node).isel(exposure=[place.index for place in places])
         named = together.assign_coords(exposure=[member.name for member in in_order])
         result = job.combine(named.assign(stacked_small([records[place] for place in places])), recipe).load()
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise StoreError(f"{store.name}: what it holds of the group {group[1]} is damaged: {error}") from error
+    except (OSError, ValueError, ArithmeticError, RuntimeError, KeyError) as error:
+        raise StoreError(f"{store.name}: the group {node}/{group[1]} cannot be combined: {error}") from error
     store.write_group(node, group[1], result, key)
     return f"combined {number_of(len(places), 'exposure')}" + str(result.attrs.get("finding", ""))

@@ -387,10 +387,11 @@ def _execute_groups(session: _Session, workers: Workers, progress: Progress) -> 
     stale = [group for group in ledger.stale_groups if group not in waiting]
     for group in stale:
         try:
-            _combine(workers, ledger, group, session.store.url)
-        except StoreError:
-            _measure_damaged(session, workers, ledger, group)
-            _combine(workers, Ledger(session.store, session.plan), group, session.store.url)
+            _combine_again_if_damaged(session, workers, ledger, group)
+        except StoreError as error:
+            # Its members' own trouble, not the other exposures'.
+            for exposure in ledger.groups()[group]:
+                _fail(session, exposure, error)
     ledger = Ledger(session.store, session.plan)
     members = ledger.groups()
     asked_for = {exposure.name for exposure in session.left()}
@@ -406,24 +407,34 @@ def _execute_groups(session: _Session, workers: Workers, progress: Progress) -> 
         _collect(session, outcomes, progress)
 
 
+def _combine_again_if_damaged(session: _Session, workers: Workers, ledger: Ledger, group: Group) -> None:
+    try:
+        _combine(workers, ledger, group, session.store.url)
+    except StoreError as error:
+        _measure_damaged(session, workers, ledger, group, error)
+        _combine(workers, Ledger(session.store, session.plan), group, session.store.url)
+
+
 def _combine(workers: Workers, ledger: Ledger, group: Group, url: str) -> None:
     if members := ledger.groups().get(group):
         found = workers.combine(group, members, str(ledger.group_key(group)), url)
         log.info("%s: %s", "/".join(group), found)
 
 
-def _measure_damaged(session: _Session, workers: Workers, ledger: Ledger, group: Group) -> None:
+def _measure_damaged(
+    session: _Session, workers: Workers, ledger: Ledger, group: Group, error: StoreError
+) -> None:
     """Measure the members of a group anew whose stored chunks are damaged.
 
     Raises
     ------
     StoreError
-        None is: something else keeps the group from being combined.
+        None is: `error`, which kept the group from being combined, has another cause.
     """
     members, records = ledger.groups()[group], ledger.records
     damaged = [member for member in members if damage_of_store(member, records[member.name], session.store)]
     if not damaged:
-        raise StoreError(f"{session.store.name}: {'/'.join(group)} cannot be combined: what it holds is damaged")
+        raise error
     steps = dict.fromkeys((exposure.name for exposure in damaged), Steps.DETECT | Steps.MEASURE)
     log.warning("%s: of %s what is stored is damaged", "/".join(group), number_of(len(damaged), "exposure"))
     with closing(workers.run(damaged, steps, {})) as outcomes:
