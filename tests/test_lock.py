@@ -1,5 +1,6 @@
 """One process at a time, on any file system; a dead owner, here or elsewhere, keeps nothing."""
 
+import errno
 import json
 import os
 import re
@@ -70,6 +71,17 @@ class TestLocked:
             locked(f"{tmp_path}/lock", patience=0.2),
         ):
             pass
+
+    def test_on_a_disk_without_hard_links(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def link(*_: Any) -> None:
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+        monkeypatch.setattr(os, "link", link)
+        with locked(f"{tmp_path}/lock"):
+            assert json.loads((tmp_path / "lock").read_text())["process"] == os.getpid()
+            with pytest.raises(StoreError, match="held by"), locked(f"{tmp_path}/lock", patience=0.2):
+                pass
+        assert list(tmp_path.iterdir()) == []
 
     def test_a_killed_owner_is_no_owner(self, tmp_path: Path) -> None:
         """At once, and though nobody has asked for its status yet, as in a container without init."""

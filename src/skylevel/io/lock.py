@@ -249,7 +249,14 @@ def _write(url: str, content: Owner, *, new: bool = False) -> bool:
         if not new:
             written.replace(path)
             return True
-        os.link(written, path)
+        try:
+            os.link(written, path)
+        except FileExistsError:
+            raise
+        except OSError:
+            # A disk without hard links, such as exFAT: there it appears before it is whole.
+            with path.open("xb") as file:
+                file.write(text)
     except FileExistsError:
         return False
     finally:
