@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import socket
 import socketserver
 import subprocess
 import sys
@@ -20,9 +21,9 @@ import psutil
 import pytest
 from distributed import Client, LocalCluster
 
-from programs import finish, wait_until, write_exposures
+from programs import finish, skylevel, wait_until, write_exposures
 from skylevel.kernels.sorting import slow_instructions
-from skylevel.program.cluster import _has_pages, connect, dashboard, private_folder
+from skylevel.program.cluster import _has_pages, _remove_dead_sockets, connect, dashboard, private_folder
 
 NOBODY = 65534
 
@@ -199,6 +200,38 @@ class TestPrivateFolder:
         assert found != planted
         assert found.stat().st_mode & 0o777 == 0o700
         assert found.stat().st_uid == os.getuid()
+
+
+class TestServerOfWorkers:
+    def test_a_second_cluster_finds_it(self) -> None:
+        parents = []
+        for _ in range(2):
+            with connect("local", workers=2, n_exposures=2) as client:
+                parents.append(set(client.run(os.getppid).values()))
+        assert parents[0] == parents[1]
+        (server,) = parents[0]
+        assert psutil.Process(server).ppid() == os.getpid()
+
+    def test_where_its_socket_has_no_room(self, tmp_path: Path) -> None:
+        write_exposures(tmp_path / "in", 2)
+        far = tmp_path / ("a" * 60) / ("b" * 60)
+        far.mkdir(parents=True)
+        ended = skylevel("run", tmp_path / "in", "--output", tmp_path / "out", env={"TMPDIR": str(far)})
+        assert ended.returncode == 0
+
+    def test_what_killed_runs_left_goes(self, tmp_path: Path) -> None:
+        old, young, alive = (tmp_path / f"pymp-{name}" for name in ("old", "young", "alive"))
+        for folder in (old, young, alive):
+            folder.mkdir()
+            with socket.socket(socket.AF_UNIX) as left:
+                left.bind(f"{folder}/listener-1")
+        with socket.socket(socket.AF_UNIX) as listens:
+            listens.bind(f"{alive}/listener-2")
+            listens.listen()
+            for folder in (old, alive):
+                os.utime(folder, (0, 0))
+            _remove_dead_sockets(tmp_path)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["pymp-alive", "pymp-young"]
 
 
 @pytest.mark.parametrize("of_user", [None, "NPY_DISABLE_CPU_FEATURES", "NPY_ENABLE_CPU_FEATURES"])
