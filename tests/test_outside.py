@@ -17,7 +17,7 @@ import pytest
 from astropy.io import fits
 
 import skylevel as sl
-from corpus import ODD_NAMES, cal, card, content, dng, huge_header, sparse, tag
+from corpus import ODD_NAMES, cal, card, colour, content, dng, huge_header, sparse, tag
 from programs import (
     image_of,
     pixels_of,
@@ -167,6 +167,27 @@ class TestHeaders:
         status, said = run_here(capfd, tmp_path, "--output", tmp_path / "out")
         assert status == 0, said
         assert len(list((tmp_path / "out").glob("*.fits"))) == 21
+
+    @pytest.mark.parametrize("value", ["= 'nan'", "= 'inf'", "= '-Infinity'", "= 1E999"])
+    def test_cards_that_are_no_finite_number(self, tmp_path: Path, capfd: Any, value: str) -> None:
+        """They are no facts: every later command finds a plan and outputs as of any other file."""
+        for keyword in ("EFFEXPTM", "PHOTMJSR", "PIXAR_SR"):
+            hdu = 0 if keyword == "EFFEXPTM" else 1
+            (tmp_path / f"{keyword}.fits").write_bytes(card(cal(), keyword, value, hdu=hdu))
+        numbers = dict.fromkeys(("EXPTIME", "ISOSPEED", "APERTURE", "FOCALLEN"), 7.5)
+        for keyword in numbers:
+            (tmp_path / f"{keyword}.fits").write_bytes(card(colour(**numbers), keyword, value))
+        output = tmp_path / "out"
+        for _ in range(2):
+            status, said = run_here(capfd, tmp_path, "--output", output)
+            assert status == 0, said
+            assert "damaged" not in said
+        assert "7 done already" in said
+        for command in ("status", "report"):
+            assert skylevel_here(command, output) == 0
+        assert all(np.isfinite(image_of(path)).all() for path in output.glob("*.fits"))
+        (camera,) = (node for node in sl.open_program(output).leaves if "iso" in node.coords)
+        assert np.isfinite(camera["iso"]).sum() == 3
 
     def test_each_bad_or_lying_file_fails_alone(self, tmp_path: Path, capfd: Any) -> None:
         folder, output = tmp_path / "in", tmp_path / "out"

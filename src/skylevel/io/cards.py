@@ -1,9 +1,10 @@
 """Values of header cards, of which any may be damaged, and headers made legal before they are written again."""
 
+import math
 import re
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -52,6 +53,35 @@ def first_value(keywords: Sequence[str], headers: Sequence[fits.Header]) -> Any:
     """Find the first value there is; a card without a value, or one that cannot be read, counts as absent."""
     found = (_value(header, keyword) for keyword in keywords for header in headers if keyword in header)
     return next((value for value in found if value is not None), None)
+
+
+def first_facts(
+    table: Mapping[str, tuple[Callable[[Any], Any], Sequence[str]]], headers: Sequence[fits.Header]
+) -> dict[str, Any]:
+    """Return what headers tell, by name; what they do not, or not as it should be, is left out.
+
+    Parameters
+    ----------
+    table : mapping of str to (type, sequence of str)
+        The kind of each value, and the cards that may have it, the first first.
+    headers : sequence of Header
+
+    Returns
+    -------
+    dict
+        Numbers are finite: no output, store or plan can hold another.
+    """
+    told = {name: _converted(kind, first_value(keywords, headers)) for name, (kind, keywords) in table.items()}
+    return {name: value for name, value in told.items() if value is not None}
+
+
+def _converted(kind: Callable[[Any], Any], value: Any) -> Any:
+    try:
+        made = None if value is None else kind(value)
+    except (TypeError, ValueError, OverflowError):
+        # Such as the text N/A where a number is due.
+        return None
+    return None if isinstance(made, float) and not math.isfinite(made) else made
 
 
 def require_legible(keywords: Sequence[str], headers: Sequence[fits.Header], path: str) -> None:

@@ -26,7 +26,7 @@ zero_point_correction      the given zero point / PHOTMJSR
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,7 +37,7 @@ from astropy.io import fits
 from numpy.typing import NDArray
 
 from skylevel.errors import SettingsError, ShapeError, UnsupportedFrameError
-from skylevel.io.cards import first_value, legal_header, require_legible, without_warnings
+from skylevel.io.cards import first_facts, first_value, legal_header, require_legible, without_warnings
 from skylevel.io.fits import (
     CHECKSUM_CARDS,
     Card,
@@ -167,14 +167,14 @@ def peek_of(hdus: Sequence[Hdu], extension: int, source: str) -> tuple[tuple[int
     """Peek at the exposure of a file whose HDUs are known; see `peek_exposure`."""
     image, headers = hdus[extension], [hdus[0].header, hdus[extension].header]
     require_legible(_NEEDED_CARDS, headers, source)
-    attrs = {"kind": "jwst"} | _cards(OBSERVATION_CARDS, headers) | _date(*headers) | _past(hdus, headers, source)
+    attrs = {"kind": "jwst"} | first_facts(OBSERVATION_CARDS, headers) | _date(*headers) | _past(hdus, headers, source)
     attrs["dtype"] = "float64" if image.bits == -64 else "float32"
     return (image.shape[-2], image.shape[-1]), attrs
 
 
 def header_attributes(headers: Sequence[fits.Header]) -> dict[str, Any]:
     """Return those attributes of an exposure that stand in single cards; see this module."""
-    attrs = {"unit": ""} | _cards(OBSERVATION_CARDS | PHOTOMETRY_CARDS, headers)
+    attrs = {"unit": ""} | first_facts(OBSERVATION_CARDS | PHOTOMETRY_CARDS, headers)
     tool = levelled_by(headers)
     return attrs | ({"levelled_by": tool} if tool else {})
 
@@ -236,7 +236,7 @@ def _attributes(hdus: Sequence[Hdu], extension: int, path: str) -> dict[str, Any
     primary, image = hdus[0].header, image_header(path, extension, hdus[extension])
     require_legible(_NEEDED_CARDS, (hdus[0].header, hdus[extension].header), path)
     attrs: dict[str, Any] = {"unit": "", "sci_extension": extension}
-    attrs |= _cards(OBSERVATION_CARDS, (primary, image)) | _cards(PHOTOMETRY_CARDS, (image, primary))
+    attrs |= first_facts(OBSERVATION_CARDS, (primary, image)) | first_facts(PHOTOMETRY_CARDS, (image, primary))
     attrs |= _date(primary, image)
     if hdus[extension].is_compressed:
         attrs["compression"] = str(first_value(["ZCMPTYPE"], [hdus[extension].header]))
@@ -257,19 +257,6 @@ def _date(primary: fits.Header, image: fits.Header) -> dict[str, Any]:
 def _date_and_time(header: fits.Header) -> str:
     parts = [first_value((keyword,), (header,)) for keyword in ("DATE-OBS", "TIME-OBS")]
     return "T".join(str(part) for part in parts if part)
-
-
-def _cards(table: Mapping[str, tuple[type, tuple[str, ...]]], headers: Sequence[fits.Header]) -> dict[str, Any]:
-    values = {name: _converted(kind, first_value(keywords, headers)) for name, (kind, keywords) in table.items()}
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def _converted(kind: Callable[[Any], Any], value: Any) -> Any:
-    try:
-        return None if value is None else kind(value)
-    except (TypeError, ValueError, OverflowError):
-        # Such as the text N/A where a number is due.
-        return None
 
 
 def _zero_point_correction(attrs: Mapping[str, Any], zero_point: float) -> float:

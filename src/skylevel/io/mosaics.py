@@ -29,7 +29,7 @@ import xarray as xr
 from astropy.io import fits
 
 from skylevel.errors import UnsupportedFrameError
-from skylevel.io.cards import first_value
+from skylevel.io.cards import first_facts, first_value
 from skylevel.io.hdus import Hdu
 from skylevel.io.past import levelled_by
 from skylevel.io.planes import Scaling, image_header, variable
@@ -83,7 +83,8 @@ def open_mosaic(hdus: Sequence[Hdu], extension: int, path: str) -> xr.Dataset:
     """
     headers = _headers(hdus, extension)
     pattern = _color_filter_array(headers, hdus[extension].shape[-2], path)
-    attrs = {"unit": "ADU"} | _attributes(headers) | {"kind": "camera", "path": path, "sci_extension": extension}
+    attrs: dict[str, Any] = {"unit": "ADU"} | first_facts(_CARDS, headers)
+    attrs |= {"kind": "camera", "path": path, "sci_extension": extension}
     if tool := levelled_by(headers):
         attrs["levelled_by"] = tool
     header = image_header(path, extension, hdus[extension])
@@ -101,26 +102,13 @@ def peek_mosaic(hdus: Sequence[Hdu], extension: int, path: str) -> tuple[tuple[i
     """
     headers, (ny, nx) = _headers(hdus, extension), hdus[extension].shape[-2:]
     pattern, dtype = _color_filter_array(headers, ny, path), _dtype(hdus[extension], path)
-    tool = levelled_by(headers)
-    attrs = _attributes(headers) | {"kind": "camera", "color_filter_array": pattern, "dtype": np.dtype(dtype).name}
+    tool, facts = levelled_by(headers), first_facts(_CARDS, headers)
+    attrs = facts | {"kind": "camera", "color_filter_array": pattern, "dtype": np.dtype(dtype).name}
     return (ny, nx), attrs | ({"levelled_by": tool} if tool else {})
 
 
 def _headers(hdus: Sequence[Hdu], extension: int) -> list[fits.Header]:
     return [hdus[extension].header, hdus[0].header]
-
-
-def _attributes(headers: Sequence[fits.Header]) -> dict[str, Any]:
-    attrs = {}
-    for name, (kind, keywords) in _CARDS.items():
-        value = first_value(keywords, headers)
-        if value is not None:
-            try:
-                attrs[name] = kind(value)
-            except (TypeError, ValueError, OverflowError):
-                # How the picture was taken is nothing that levelling needs.
-                continue
-    return attrs
 
 
 def _color_filter_array(headers: Sequence[fits.Header], n_rows: int, path: str) -> list[str]:
