@@ -132,7 +132,9 @@ class TestNames:
 
 class TestHeaders:
     DETECTORS = ("..", "/etc", "exposures", "failed", "plan.json", "lock", "zarr.json", "groups", "160x200", "a::b",
-                 "record", "LOCK", "program.zarr", "NRCA1")  # fmt: skip
+                 "record", "LOCK", "program.zarr", "NRCA1", "run.lock", "Run-1-of-2.lock", "combining.lock",
+                 "lock.0123456789abcdef", "described", "plan.json.tmp", "zarr.json.partial", "zarr.0.partial",
+                 "ZARR.JSON", "_failed")  # fmt: skip
 
     def test_names_of_detectors_and_filters(self, tmp_path: Path, capfd: Any) -> None:
         """None of them takes the place of what a store has for itself, nor of another."""
@@ -149,7 +151,18 @@ class TestHeaders:
             found = sorted(str(n) for leaf in leaves for n in leaf["exposure"].values)
             assert found == sorted(path.stem for path in folder.iterdir())
         assert skylevel_here("status", output, "--verify") == 0
+        alone = [leaf["exposure"].values.tolist() for leaf in leaves]
+        assert ["13"] in alone
+        assert [str(self.DETECTORS.index("_failed"))] in alone
         assert sl.open_program(output)["NRCA1/F200W"]["exposure"].values.tolist() == ["13"]
+
+    def test_a_store_in_which_a_folder_stands_for_a_lock(self, tmp_path: Path, capfd: Any) -> None:
+        write_exposure(tmp_path / "e.fits", shape=(60, 70))
+        for name in ("run.lock", "lock"):
+            folder = tmp_path / name / "program.zarr" / name
+            folder.mkdir(parents=True)
+            line = refused(capfd, tmp_path / "e.fits", "--output", tmp_path / name)
+            assert line.endswith(f"{folder}: is a folder, where a lock is to stand: remove it, and run again")
 
     def test_escape_sequences_in_a_raws_texts(self, tmp_path: Path, capfd: Any) -> None:
         raw = write_raw(tmp_path / "a.dng")

@@ -265,12 +265,20 @@ def _write(url: str, content: Owner, *, new: bool = False) -> bool:
 
 
 def _owner(url: str) -> Owner | None:
-    """Return who holds a lock; None where nobody does, nothing known of one that cannot be read."""
+    """Return who holds a lock; None where nobody does, nothing known of one that cannot be read.
+
+    Raises
+    ------
+    StoreError
+        A folder stands in its place, which no owner made, and none will take away.
+    """
     try:
         files, path = file_system(url)
         found = json.loads(files.cat_file(path))
     except FileNotFoundError:
         return None
+    except IsADirectoryError as error:
+        raise StoreError(f"{url}: is a folder, where a lock is to stand: remove it, and run again") from error
     except (ValueError, OSError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

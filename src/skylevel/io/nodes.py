@@ -41,9 +41,14 @@ RECORD = "record"
 # Exposures of one kind, at the most.
 MOST_PLACES = 1 << 20
 
-# What stands in a store beside its nodes or marks one, and how the last part of a node's path begins: its form, such as
-# 2048x2048. No name from outside may be taken for one.
-_TAKEN = re.compile(r"(plan\.json|failed|lock|exposures|exported|groups|record)\Z|\d+x\d", re.IGNORECASE)
+# What stands in a store beside its nodes or marks one, with locks and what is half written, and how the last part of
+# a node's path begins: its form, such as 2048x2048. No name from outside may be taken for one, nor for what one
+# becomes.
+_TAKEN = re.compile(
+    r"_*((zarr|plan)\.json\Z|(described|failed|exposures|exported|groups|record)\Z|(.*\.)?lock(\.|\Z)|"
+    r".*\.(tmp|partial)\Z|\d+x\d)",
+    re.IGNORECASE,
+)
 
 
 def location(url: str) -> Any:
