@@ -737,8 +737,58 @@ def test_a_second_run_into_the_same_output_keeps_what_the_first_did(tmp_path: Pa
     write_exposure(second / "b.fits")
     for folder in (first, second):
         sl.run(folder, tmp_path / "out", client=client)
-    states = {state.name: state.state for state in program_status(str(tmp_path / "out"))}
-    assert states == {"a": "done", "b": "done"}
+    assert states_in(tmp_path / "out") == {"a": "done", "b": "done", "broken": "failed"}
+
+
+def states_in(output: Path) -> dict[str, str]:
+    return {state.name: state.state for state in program_status(output)}
+
+
+class TestSmallerRuns:
+    """A run of some exposures forgets none of the others."""
+
+    def run(self, inputs: Path, *, recursive: bool = False) -> ProgramResult:
+        output = str(inputs.parent / "out") if inputs.suffix == "" else str(inputs.parents[1] / "out")
+        return run_partition(make_plan([str(inputs)], output, recursive=recursive), output, (1, 1))
+
+    def test_what_failed_and_what_is_left_stays(
+        self, exposures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        write_truncated(exposures / "broken.fits")
+        with monkeypatch.context() as killed:
+            killed.setattr("skylevel.program.run._collect", Mock(side_effect=KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                self.run(exposures)
+        (exposures / "e02.fits").rename(tmp_path / "e02.fits")
+        assert self.run(exposures / "broken.fits").failed.keys() == {"broken"}
+        again = self.run(exposures / "e00.fits")
+        assert ([record.name for record in again.done], again.failed) == (["e00"], {})
+        # The input of e02 is gone, and nothing is known of it.
+        expected = {"broken": "failed", "e00": "done", "e01": "left"}
+        assert states_in(tmp_path / "out") == expected
+        assert self.run(exposures / "e00.fits").skipped == ["e00"]
+        assert states_in(tmp_path / "out") == expected
+        for path in exposures.iterdir():
+            path.unlink()
+        (tmp_path / "e02.fits").rename(exposures / "e02.fits")
+        self.run(exposures / "e02.fits")
+        assert states_in(tmp_path / "out") == {"e00": "done", "e02": "done"}
+
+    def test_header_facts_of_the_others_stay(self, exposures: Path, tmp_path: Path) -> None:
+        self.run(exposures)
+        before = sl.open_program(tmp_path / "out")["NRCA1/F200W"]["date_obs"].values.tolist()
+        write_exposure(exposures / "e03.fits", 3)
+        self.run(exposures / "e03.fits")
+        assert sl.open_program(tmp_path / "out")["NRCA1/F200W"]["date_obs"].values.tolist()[:3] == before
+
+    def test_an_input_under_a_new_name_is_one_exposure(self, tmp_path: Path) -> None:
+        folder = tmp_path / "in"
+        write_exposure(folder / "n1" / "e.fits", 1)
+        self.run(folder, recursive=True)
+        write_exposure(folder / "n2" / "e.fits", 2)
+        self.run(folder, recursive=True)
+        assert states_in(tmp_path / "out") == {"n1-e": "done", "n2-e": "done"}
+        assert sl.open_program(tmp_path / "out")["NRCA1/F200W"]["exposure"].values.tolist() == ["n1-e", "n2-e"]
 
 
 def test_each_stages_time_and_memory_are_kept(tmp_path: Path) -> None:

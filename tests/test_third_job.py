@@ -12,7 +12,7 @@ import xarray as xr
 from astropy.io import fits
 
 import toy_job
-from programs import chunks_of, finish, measured_in, place_of, skylevel_here, write_exposures
+from programs import chunks_of, finish, measured_in, place_of, skylevel_here, stamps, write_exposures
 from skylevel.io.store import ProgramStore
 from skylevel.jobs import JOBS
 from skylevel.program.plan import make_plan, store_url
@@ -90,7 +90,7 @@ class TestCombined:
     """One that joins later makes its group's outputs stale."""
 
     def run(self, exposures: Path, *options: str) -> int:
-        out = exposures.parent / "out"
+        out = (exposures if exposures.is_dir() else exposures.parent).parent / "out"
         together = ("--recipe", "median", "--set", "together=true")
         return skylevel_here("run", exposures, "--output", out, "--partition", "1/1", *together, *options)
 
@@ -116,6 +116,45 @@ class TestCombined:
         assert self.run(exposures) == 0
         assert {name: place_of(out, name) for name in measured} == measured
         assert_combined(out, SKIES)
+
+    def test_one_alone_of_those_that_are_done(self, exposures: Path, capfd: pytest.CaptureFixture[str]) -> None:
+        assert self.run(exposures) == 0
+        out = exposures.parent / "out"
+        before, node = stamps(out), place_of(out, "e0").node
+        assert self.run(exposures / "e0.fits", "--verify") == 0
+        assert "1 done already" in capfd.readouterr().err
+        assert {name for name, stamp in stamps(out).items() if before.get(name) != stamp} <= {"skylevel.log"}
+        assert_combined(out, SKIES)
+        assert open_program(out)[node.rpartition("/")[0]]["date_obs"].values.tolist() == ["2024-01-01T00:00:00"] * 3
+
+    def test_one_joins_by_its_own_name(self, exposures: Path, capfd: pytest.CaptureFixture[str]) -> None:
+        """It is combined with those that are measured; theirs are left, and the next run of all writes them."""
+        last = (exposures / "e2.fits").rename(exposures.parent / "e2.fits")
+        assert self.run(exposures) == 0
+        out = exposures.parent / "out"
+        written = {name: stamp for name, stamp in stamps(out).items() if name.endswith(".fits")}
+        last.rename(exposures / "e2.fits")
+        capfd.readouterr()
+        assert self.run(exposures / "e2.fits") == 0
+        assert "2 exposures of earlier runs left" in capfd.readouterr().err
+        assert {name: stamps(out)[name] for name in written} == written
+        assert level_of(out / "e2_median.fits") == pytest.approx(SKIES[2] - np.mean(SKIES), abs=0.03)
+        assert {state.name: state.state for state in program_status(out)} == {"e0": "left", "e1": "left", "e2": "done"}
+        assert self.run(exposures) == 0
+        assert_combined(out, SKIES)
+
+    def test_shares_that_add_to_what_is_done(self, exposures: Path) -> None:
+        first = exposures.parent / "first"
+        first.mkdir()
+        (exposures / "e0.fits").rename(first / "e0.fits")
+        assert self.run(first) == 0
+        out = str(exposures.parent / "out")
+        plan = make_plan([str(exposures)], out, recipe=toy_job.Median(together=True))
+        assert [run_partition(plan, out, (share, 2)).failed for share in (1, 2)] == [{}, {}]
+        assert {state.name: state.state for state in program_status(out)} == {"e0": "left", "e1": "done", "e2": "done"}
+        assert level_of(Path(out, "e2_median.fits")) == pytest.approx(SKIES[2] - np.mean(SKIES), abs=0.03)
+        assert self.run(first) == 0
+        assert_combined(Path(out), SKIES)
 
     def test_a_damaged_member_is_measured_anew(self, exposures: Path) -> None:
         last = (exposures / "e2.fits").rename(exposures.parent / "e2.fits")

@@ -209,7 +209,7 @@ def run(inputs: tuple[str, ...], output: str, **options: Any) -> int:
             target = Target(cluster=options["cluster"], workers=options["workers"], own=own)
             result = run_plan(plan, output, target=target, **what, progress=progress)
         write_associations(inputs, plan, output, result.failed)
-    write_report = partial(report_of, result, is_share=bool(share))
+    write_report = partial(report_of, result, shared={exposure.name for exposure in plan} if share else ())
     print_result(result, as_json=options["as_json"], write_report=None if options["no_report"] else write_report)
     return FAILED if result.failed else 0
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from skylevel.errors import SkylevelError
@@ -77,10 +77,13 @@ def _work(done: Sequence[Mapping[str, Any]]) -> str:
     return f"{stages}; {took}; a worker held up to {peak:.0f} MiB"
 
 
-def report_of(result: ProgramResult, *, is_share: bool = False) -> str | None:
-    """Write a run's report; of shares the last one does, and without work the earlier one stands. It fails no run."""
+def report_of(result: ProgramResult, *, shared: Collection[str] = ()) -> str | None:
+    """Write a run's report, unless the earlier one stands, as nothing was done. It fails no run.
+
+    Of shares, which have these exposures together, the last one writes it.
+    """
     try:
-        if is_share and any(exposure.state == "left" for exposure in program_status(result.output)):
+        if shared and any(one.state == "left" and one.name in shared for one in program_status(result.output)):
             return None
         earlier = None if result.done or result.failed else has_report(result.output)
         return earlier or write_report(result.output)

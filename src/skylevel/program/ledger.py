@@ -2,7 +2,7 @@
 
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from enum import Flag, auto
 from typing import Any
@@ -37,11 +37,11 @@ class Ledger:
     store : ProgramStore
     plan : sequence of Exposure
         With places.
-    verify : bool
-        Look at the contents of chunks and outputs too, which reads all of them.
+    verify : collection of str
+        Names of the exposures at whose chunks and outputs it looks too, which reads all of them.
     """
 
-    def __init__(self, store: ProgramStore, plan: Sequence[Exposure], *, verify: bool = False) -> None:
+    def __init__(self, store: ProgramStore, plan: Sequence[Exposure], *, verify: Collection[str] = ()) -> None:
         self.plan = plan
         self._store = store
         by_place = {exposure.place: exposure for exposure in plan if exposure.place}
@@ -56,15 +56,15 @@ class Ledger:
         #: What is wrong with what is stored or written of an exposure, by name, as far as was looked.
         self.damage: dict[str, str] = {}
         if verify:
-            self._verify(store)
+            self._verify(store, verify)
         self._group_keys = {group: self._group_key(members) for group, members in self.groups().items()}
         stored = {group: _key_of(store.read_group(*group)) for group in self._group_keys}
         #: The groups whose members are not those that were combined.
         self.stale_groups: set[Group] = {group for group, key in self._group_keys.items() if stored[group] != key}
 
-    def _verify(self, store: ProgramStore) -> None:
+    def _verify(self, store: ProgramStore, names: Collection[str]) -> None:
         """Look at contents; an exposure whose stored chunks are damaged is not measured."""
-        measured = self.measured()
+        measured = [exposure for exposure in self.measured() if exposure.name in names]
         # Reading and summing wait for the disk, and let each other run.
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             of_store = list(pool.map(lambda e: damage_of_store(e, self.records[e.name], store), measured))

@@ -1,12 +1,14 @@
 """Where in the store each exposure stands: places that stay, room for new ones, and none that two could share."""
 
 import logging
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from skylevel.errors import StoreError
 from skylevel.io.nodes import Layout, Place
 from skylevel.io.store import ProgramStore
+from skylevel.io.urls import is_remote
 from skylevel.jobs.form import layout_of
 from skylevel.program.ledger import Ledger, Steps
 from skylevel.program.plan import Exposure, plan_index, read_plan
@@ -17,34 +19,49 @@ log = logging.getLogger("skylevel")
 def settle(plan: Sequence[Exposure], store: ProgramStore) -> list[Exposure]:
     """Give every exposure its place, make room for it, and write the plan into the store.
 
-    What earlier runs into the same output measured beside it stays. Several processes may do this at once with the
-    same plan, as the shares of a job array do: one at a time, and the others find it done.
+    What earlier runs into the same output measured beside it stays, and what they did not as long as its input does.
+    Several processes may do this at once with the same plan, as the shares of a job array do: one at a time, and the
+    others find it done.
 
     Returns
     -------
     list of Exposure
-        The plan, with places.
+        All that is in the store's plan now, by name, with places.
     """
     with store.locked():
         earlier = earlier_plan(store)
-        placed = with_places(plan, earlier)
-        names = {exposure.name for exposure in placed}
-        ledger = Ledger(store, [exposure for exposure in earlier if exposure.name not in names])
-        whole = in_order([*ledger.measured(), *placed])
+        others = _others(earlier, plan)
+        gone = [exposure for exposure in others if not _is_there(exposure.source)]
+        dropped = {exposure.name for exposure in gone} - Ledger(store, gone).records.keys()
+        whole = in_order([*with_places(plan, earlier), *(e for e in others if e.name not in dropped)])
         layouts, held = _room_for(whole)
         counts = {node: len(names) for node, names in held.items()}
         if whole != in_order(earlier) or not store.has_room(layouts, counts):
             store.prepare(layouts, held)
             store.write_plan(plan_index(whole))
-    return placed
+    return whole
 
 
 def work_left(plan: Sequence[Exposure], store: ProgramStore, *, verify: bool = False) -> dict[str, Steps]:
     """Return what is left to do for each exposure of a plan, by name, as the store stands now; nothing is written."""
-    ledger = Ledger(store, with_places(plan, earlier_plan(store)), verify=verify)
+    earlier, names = earlier_plan(store), {exposure.name for exposure in plan}
+    # Groups have members of earlier runs too.
+    ledger = Ledger(store, [*with_places(plan, earlier), *_others(earlier, plan)], verify=names if verify else ())
     for name, damage in ledger.damage.items():
         log.warning("%s: done again: %s", name, damage)
-    return ledger.work_left()
+    return {name: steps for name, steps in ledger.work_left().items() if name in names}
+
+
+def _others(earlier: Iterable[Exposure], plan: Sequence[Exposure]) -> list[Exposure]:
+    """Return the exposures of an earlier plan that are not in this one, nor their sources under other names."""
+    names, sources = {exposure.name for exposure in plan}, {exposure.source for exposure in plan}
+    return [exposure for exposure in earlier if exposure.name not in names and exposure.source not in sources]
+
+
+def _is_there(source: str) -> bool:
+    """Return whether an input is still there; one elsewhere is taken to be."""
+    # Path.exists raises where a folder may not be looked into.
+    return is_remote(source) or os.path.exists(source)  # noqa: PTH110
 
 
 def earlier_plan(store: ProgramStore) -> list[Exposure]:

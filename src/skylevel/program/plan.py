@@ -108,8 +108,9 @@ class Exposure:
         name = self.job.group(self.recipe, self.facts) if self.facts else None
         if name is None or self.place is None:
             return None
-        # What was measured otherwise is not combined.
-        return self.place.node, f"{name}-{canonical_hash(self.recipe.settings_of('mask', 'measurement'))[:8]}"
+        # What was measured otherwise, or is to be combined otherwise, is not combined.
+        settings = self.recipe.settings_of("mask", "measurement", "group")
+        return self.place.node, f"{name}-{canonical_hash(settings)[:8]}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for the store's index; the recipe stands apart, once for all who share it."""

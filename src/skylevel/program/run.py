@@ -278,7 +278,7 @@ def _export(
             result.failed[exposure.name] = failures.get(exposure.name, why)
     if measured:
         steps = dict.fromkeys((exposure.name for exposure in measured), Steps.EXPORT)
-        session = _Session(store, lock, plan, steps, forecast(measured), result)
+        session = _Session(store, lock, plan, plan, steps, forecast(measured), result)
         with target.work(store.url, measured, session.needs) as workers:
             _execute(session, workers, progress)
         _describe(session)
@@ -287,11 +287,12 @@ def _export(
 
 @dataclass(slots=True)
 class _Session:
-    """One run: what there is, what is left to do for each exposure, what that needs, and what became of it."""
+    """One run: what it is of, and what else there is; what is left to do, what that needs, and what became of it."""
 
     store: ProgramStore
     lock: Lock
     plan: Sequence[Exposure]
+    whole: Sequence[Exposure]
     steps: dict[str, Steps]
     needs: Mapping[str, Need]
     result: ProgramResult
@@ -325,7 +326,9 @@ def _begun(
         refused = require_disk(needs, output)
         get_ready(needs)
         skipped = [name for name, some in steps.items() if not some]
-        session = _Session(store, lock, settle(plan, store), steps, needs, ProgramResult(output, skipped=skipped))
+        whole, asked_for = settle(plan, store), {exposure.name for exposure in plan}
+        own = [exposure for exposure in whole if exposure.name in asked_for]
+        session = _Session(store, lock, own, whole, steps, needs, ProgramResult(output, skipped=skipped))
         for caution in cautions(left):
             log.warning("%s", caution)
         _refuse(session, refused)
@@ -360,7 +363,7 @@ def _execute(session: _Session, workers: Workers, progress: Progress | None) -> 
 def _describe(session: _Session) -> None:
     """Write what is known of the exposures beside what was measured of them, unless an earlier run did."""
     try:
-        describe_program(session.store, session.plan)
+        describe_program(session.store, session.whole)
     except (OSError, StoreError) as error:
         # Such as a full disk: what is measured is stored without it, and the next run writes it.
         log.warning("%s: names and header facts are not written: %s", session.store.name, error)
@@ -381,25 +384,33 @@ def _advice(session: _Session) -> list[str]:
 
 
 def _execute_groups(session: _Session, workers: Workers, progress: Progress) -> None:
-    """Combine the groups that have new members, and write the files of all members that are stale now."""
-    ledger = Ledger(session.store, session.plan)
-    waiting = _incomplete(session, ledger)
-    stale = [group for group in ledger.stale_groups if group not in waiting]
+    """Combine the groups that have new members, and write the files of all members that are stale now.
+
+    Members of earlier runs count, and their files are left to those who ask for them again.
+    """
+    ledger = Ledger(session.store, session.whole)
+    groups = {exposure.group for exposure in session.plan if exposure.group} - _incomplete(session, ledger)
+    stale = ledger.stale_groups & groups
     for group in stale:
         try:
             _combine_again_if_damaged(session, workers, ledger, group)
         except StoreError as error:
             # Its members' own trouble, not the other exposures'.
-            for exposure in ledger.groups()[group]:
-                _fail(session, exposure, error)
-    ledger = Ledger(session.store, session.plan)
-    members = ledger.groups()
-    asked_for = {exposure.name for exposure in session.left()}
+            for exposure in session.plan:
+                if exposure.group == group:
+                    _fail(session, exposure, error)
+    ledger = Ledger(session.store, session.whole)
+    measured, asked_for = ledger.groups(), {exposure.name for exposure in session.left()}
+    members = [exposure for group in measured.keys() & groups for exposure in measured[group]]
+    own = {exposure.name for exposure in session.plan}
+    if others := sum(exposure.group in stale and exposure.name not in own for exposure in members):
+        count = number_of(others, "exposure")
+        log.warning("%s of earlier runs left: other members of its group came or changed; run the whole again", count)
     exposures = [
         exposure
-        for group in members.keys() - waiting
-        for exposure in members[group]
-        if (group in stale or exposure.name in asked_for) and exposure.name not in session.result.failed
+        for exposure in members
+        if exposure.name in own - session.result.failed.keys()
+        and (exposure.group in stale or exposure.name in asked_for)
     ]
     steps = {exposure.name: Steps.EXPORT for exposure in exposures}
     keys = {exposure.name: str(ledger.group_key(exposure.group)) for exposure in exposures}
@@ -412,7 +423,7 @@ def _combine_again_if_damaged(session: _Session, workers: Workers, ledger: Ledge
         _combine(workers, ledger, group, session.store.url)
     except StoreError as error:
         _measure_damaged(session, workers, ledger, group, error)
-        _combine(workers, Ledger(session.store, session.plan), group, session.store.url)
+        _combine(workers, Ledger(session.store, session.whole), group, session.store.url)
 
 
 def _combine(workers: Workers, ledger: Ledger, group: Group, url: str) -> None:

@@ -78,7 +78,8 @@ def program_status(output: str | PathLike[str], *, verify: bool = False) -> Expo
         No program was run into `output`.
     """
     store = ProgramStore(store_url(output))
-    return states_of(Ledger(store, read_plan(store), verify=verify), store.failures())
+    plan = read_plan(store)
+    return states_of(Ledger(store, plan, verify=[e.name for e in plan] if verify else ()), store.failures())
 
 
 def states_of(ledger: Ledger, failures: Mapping[str, str]) -> ExposureStates:
