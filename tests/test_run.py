@@ -4,6 +4,7 @@ import asyncio
 import errno
 import json
 import logging
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -27,6 +28,7 @@ from programs import (
     pixels_of,
     place_of,
     record_of,
+    skylevel_here,
     stamps,
     stored,
     write_exposure,
@@ -34,7 +36,7 @@ from programs import (
     write_raw,
     write_truncated,
 )
-from skylevel.errors import ClusterError, StoreError, UnreadableFrameError
+from skylevel.errors import ClusterError, PlanError, StoreError, UnreadableFrameError
 from skylevel.io.store import ProgramStore
 from skylevel.level import estimate_rows
 from skylevel.level.arrays import write_chunks
@@ -742,6 +744,90 @@ def test_a_second_run_into_the_same_output_keeps_what_the_first_did(tmp_path: Pa
 
 def states_in(output: Path) -> dict[str, str]:
     return {state.name: state.state for state in program_status(output)}
+
+
+class TestAnotherFileOfTheSameName:
+    """Into the folder of one that is measured and still there it goes only where that is asked for."""
+
+    @pytest.fixture
+    def nights(self, tmp_path: Path) -> tuple[Path, Path]:
+        folders = tmp_path / "n1", tmp_path / "n2"
+        for seed, folder in enumerate(folders):
+            write_exposure(folder / "e.fits", seed)
+        assert self.run(folders[0]).failed == {}
+        return folders
+
+    def run(self, given: Path, **options: bool) -> ProgramResult:
+        output = str(given.parent / "out")
+        return run_partition(make_plan([str(given)], output), output, (1, 1), **options)
+
+    def test_it_is_refused_by_name(self, nights: tuple[Path, Path], capfd: pytest.CaptureFixture[str]) -> None:
+        first, second = nights
+        before = outputs(first.parent / "out")
+        for extra in ((), ("--dry-run",)):
+            command = ("run", second, "--output", first.parent / "out", "--partition", "1/1", *extra)
+            assert skylevel_here(*command) == 2
+            (line,) = capfd.readouterr().err.splitlines()
+            assert f"{second}/e.fits: would write the same outputs (e...) as {first}/e.fits, which was run" in line
+        assert outputs(first.parent / "out") == before
+        assert skylevel_here(*command, "--overwrite") == 0
+        assert self.run(first).skipped == ["e"]
+
+    def test_unless_that_is_asked_for(self, nights: tuple[Path, Path]) -> None:
+        first, second = nights
+        assert [record.name for record in self.run(second, overwrite=True).done] == ["e"]
+        assert self.run(second).skipped == ["e"]
+        assert record_of(first.parent / "out", "e")["source"]["path"] == f"{second}/e.fits"
+
+    def test_or_the_other_one_is_gone(self, nights: tuple[Path, Path]) -> None:
+        first, second = nights
+        (first / "e.fits").unlink()
+        assert [record.name for record in self.run(second).done] == ["e"]
+
+    def test_or_failed(self, nights: tuple[Path, Path]) -> None:
+        write_truncated(nights[0] / "cut.fits")
+        write_exposure(nights[1] / "cut.fits")
+        assert self.run(nights[0]).failed.keys() == {"cut"}
+        (nights[1] / "e.fits").unlink()
+        assert [record.name for record in self.run(nights[1]).done] == ["cut"]
+
+    def test_one_that_moved_or_was_copied_is_the_same(self, nights: tuple[Path, Path]) -> None:
+        first, second = nights
+        shutil.rmtree(second)
+        shutil.copytree(first, second)
+        assert self.run(second).skipped == ["e"]
+        shutil.rmtree(second)
+        assert self.run(first.rename(second)).skipped == ["e"]
+
+    def test_a_link_leads_to_the_same_file_though_that_changed(self, nights: tuple[Path, Path]) -> None:
+        first, second = nights
+        (second / "e.fits").unlink()
+        (second / "e.fits").symlink_to(first / "e.fits")
+        assert self.run(second).skipped == ["e"]
+        assert self.run(first).skipped == ["e"]
+        os.utime(first / "e.fits", (0, 0))
+        assert [record.name for record in self.run(second).done] == ["e"]
+
+    def test_nor_is_one_that_has_another_name_now(self, nights: tuple[Path, Path]) -> None:
+        first, second = nights
+        shutil.rmtree(second)
+        write_exposure(first / "below" / "f.fits")
+        output = str(first.parent / "out")
+        for _ in range(2):
+            plan = make_plan([str(first)], output, recursive=True)
+            assert run_partition(plan, output, (1, 1)).failed == {}
+            (first / "f.fits").exists() or write_exposure(first / "f.fits", 5)
+        assert states_in(first.parent / "out") == {"below-f": "done", "e": "done", "f": "done"}
+
+    def test_urls(self, tmp_path: Path) -> None:
+        files, output = fsspec.filesystem("memory"), str(tmp_path / "out")
+        for seed, night in enumerate(("n1", "n2")):
+            local = write_exposure(tmp_path / night / "e.fits", seed)
+            files.pipe_file(f"/of-one-name/{night}/e.fits", local.read_bytes())
+        first, second = ([f"memory://of-one-name/{night}/e.fits"] for night in ("n1", "n2"))
+        assert run_partition(make_plan(first, output), output, (1, 1)).failed == {}
+        with pytest.raises(PlanError, match=r"n2/e\.fits: would write the same outputs .* as memory:///of-one-name/n1/e"):
+            run_partition(make_plan(second, output), output, (1, 1))
 
 
 class TestSmallerRuns:

@@ -197,11 +197,11 @@ def run(inputs: tuple[str, ...], output: str, **options: Any) -> int:
             again=options["again"],
         )
     _remark_on_preset(options["preset"], plan)
+    what = {"overwrite": options["overwrite"], "verify": options["verify"]}
     if options["dry_run"]:
         with logging_to([terminal_handler()]):
-            print_plan(plan, output, verify=options["verify"], as_json=options["as_json"])
+            print_plan(plan, output, **what, as_json=options["as_json"])
         return 0
-    what = {"overwrite": options["overwrite"], "verify": options["verify"]}
     with reporting(output, quiet=options["quiet"]) as progress:
         if share:
             result = run_partition(plan, output, share, **what, progress=progress)

@@ -92,18 +92,18 @@ def report_of(result: ProgramResult, *, shared: Collection[str] = ()) -> str | N
         return None
 
 
-def print_plan(plan: Sequence[Exposure], output: str, *, verify: bool, as_json: bool) -> None:
+def print_plan(plan: Sequence[Exposure], output: str, *, overwrite: bool, verify: bool, as_json: bool) -> None:
     """Print what there is to do, of which kinds, and what it needs."""
-    told = plan_document(plan, output, verify=verify)
+    told = plan_document(plan, output, overwrite=overwrite, verify=verify)
     (print_json if as_json else _print_plan)(told)
     fails = sorted((e["name"], e["fails"]) for e in told["exposures"] if e["fails"])
     for line in [*told["cautions"], *(f"would fail: {reason}" for _, reason in fails)]:
         say(line, to=errors)
 
 
-def plan_document(plan: Sequence[Exposure], output: str, *, verify: bool) -> dict[str, Any]:
+def plan_document(plan: Sequence[Exposure], output: str, *, overwrite: bool, verify: bool) -> dict[str, Any]:
     """Return what there is to do, as the documentation's page on commands lists it."""
-    work = work_left(plan, ProgramStore(store_url(output)), verify=verify)
+    work = work_left(plan, ProgramStore(store_url(output)), overwrite=overwrite, verify=verify)
     left = [exposure for exposure in plan if work[exposure.name]]
     needs = forecast(left)
     fails = {e.name: e.trouble for e in left if e.trouble} | require_disk(needs, output)

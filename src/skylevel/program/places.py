@@ -3,15 +3,17 @@
 import logging
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
-from skylevel.errors import StoreError
+from skylevel.errors import PlanError, StoreError
 from skylevel.io.nodes import Layout, Place
 from skylevel.io.store import ProgramStore
 from skylevel.io.urls import is_remote
 from skylevel.jobs.form import layout_of
 from skylevel.program.ledger import Ledger, Steps
-from skylevel.program.plan import Exposure, plan_index, read_plan
+from skylevel.program.plan import Exposure, plan_index, read_plan, spelling_in
 
 log = logging.getLogger("skylevel")
 
@@ -30,7 +32,7 @@ def settle(plan: Sequence[Exposure], store: ProgramStore) -> list[Exposure]:
     """
     with store.locked():
         earlier = earlier_plan(store)
-        others = _others(earlier, plan)
+        others = _others(earlier, plan, store)
         gone = [exposure for exposure in others if not _is_there(exposure.source)]
         dropped = {exposure.name for exposure in gone} - Ledger(store, gone).records.keys()
         whole = in_order([*with_places(plan, earlier), *(e for e in others if e.name not in dropped)])
@@ -42,20 +44,61 @@ def settle(plan: Sequence[Exposure], store: ProgramStore) -> list[Exposure]:
     return whole
 
 
-def work_left(plan: Sequence[Exposure], store: ProgramStore, *, verify: bool = False) -> dict[str, Steps]:
-    """Return what is left to do for each exposure of a plan, by name, as the store stands now; nothing is written."""
-    earlier, names = earlier_plan(store), {exposure.name for exposure in plan}
+def work_left(
+    plan: Sequence[Exposure], store: ProgramStore, *, overwrite: bool = False, verify: bool = False
+) -> dict[str, Steps]:
+    """Return what is left to do for each exposure of a plan, by name, as the store stands now; nothing is written.
+
+    Raises
+    ------
+    PlanError
+        An exposure would take the outputs of another file's, unless that is asked for (`overwrite`).
+    """
+    names = {exposure.name for exposure in plan}
+    if overwrite:
+        return dict.fromkeys(names, Steps.DETECT | Steps.MEASURE | Steps.EXPORT)
+    earlier = earlier_plan(store)
+    _refuse_other_files(plan, earlier, store)
     # Groups have members of earlier runs too.
-    ledger = Ledger(store, [*with_places(plan, earlier), *_others(earlier, plan)], verify=names if verify else ())
+    whole = [*with_places(plan, earlier), *_others(earlier, plan, store)]
+    ledger = Ledger(store, whole, verify=names if verify else ())
     for name, damage in ledger.damage.items():
         log.warning("%s: done again: %s", name, damage)
     return {name: steps for name, steps in ledger.work_left().items() if name in names}
 
 
-def _others(earlier: Iterable[Exposure], plan: Sequence[Exposure]) -> list[Exposure]:
+def _others(earlier: Iterable[Exposure], plan: Sequence[Exposure], store: ProgramStore) -> list[Exposure]:
     """Return the exposures of an earlier plan that are not in this one, nor their sources under other names."""
-    names, sources = {exposure.name for exposure in plan}, {exposure.source for exposure in plan}
-    return [exposure for exposure in earlier if exposure.name not in names and exposure.source not in sources]
+    spelling = spelling_in(store.url)
+    names, sources = {spelling(exposure.name) for exposure in plan}, {exposure.source for exposure in plan}
+    return [exposure for exposure in earlier if spelling(exposure.name) not in names and exposure.source not in sources]
+
+
+def _refuse_other_files(plan: Sequence[Exposure], earlier: Iterable[Exposure], store: ProgramStore) -> None:
+    """Refuse a plan of which an exposure would take the place of another file's, which is measured and still there."""
+    spelling, sources = spelling_in(store.url), {exposure.source for exposure in plan}
+    # One that is in this plan has another name now.
+    before = {spelling(other.name): other for other in earlier if other.source not in sources}
+    found = [(before.get(spelling(exposure.name)), exposure) for exposure in plan]
+    others = {exposure.source: other for other, exposure in found if other and _is_another_file(other, exposure)}
+    measured = Ledger(store, list(others.values())).records
+    for source, other in others.items():
+        if other.name in measured:
+            raise PlanError(
+                f"{source}: would write the same outputs ({other.name}...) as {other.source}, which was run into this "
+                "folder before; run it into a different folder, or with --overwrite (overwrite=True)"
+            )
+
+
+def _is_another_file(other: Exposure, exposure: Exposure) -> bool:
+    """Return whether an earlier exposure is of another file, which is still there: not of one that moved or changed."""
+    # Of files elsewhere some servers tell no time of change: any of the same size would be the same.
+    tells = exposure.identity.get("changed") not in (None, "None")
+    if (tells and other.identity == exposure.identity) or not _is_there(other.source):
+        return False
+    with suppress(OSError):
+        return not Path(other.source).samefile(exposure.source)
+    return True
 
 
 def _is_there(source: str) -> bool:

@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -454,9 +454,9 @@ def _stem(base: str) -> str:
 
 def _refuse_collisions(exposures: Sequence[Exposure], folder: str) -> None:
     by_name: dict[str, list[str]] = defaultdict(list)
-    fold = str.casefold if not is_remote(folder) and _ignores_case(Path(folder)) else str
+    spelling = spelling_in(folder)
     for exposure in exposures:
-        by_name[fold(exposure.name)].append(exposure.source)
+        by_name[spelling(exposure.name)].append(exposure.source)
     for name, sources in by_name.items():
         if len(sources) > 1:
             raise PlanError(
@@ -466,6 +466,11 @@ def _refuse_collisions(exposures: Sequence[Exposure], folder: str) -> None:
     for exposure in exposures:
         if exposure.source in written:
             raise PlanError(f"{exposure.source}: would be overwritten by an output; choose another output folder")
+
+
+def spelling_in(folder: str) -> Callable[[str], str]:
+    """Return what gives names one spelling that are one file in a folder, or where that will be."""
+    return str.casefold if not is_remote(folder) and _ignores_case(Path(folder)) else str
 
 
 def _ignores_case(folder: Path) -> bool:

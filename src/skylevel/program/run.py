@@ -317,10 +317,8 @@ def _begun(
     store = ProgramStore(store_url(output))
     names = {exposure.name for exposure in (partition(plan, *share) if share else plan)}
     with store.reserved(share) as lock:
-        if overwrite:
-            steps = dict.fromkeys(names, Steps.DETECT | Steps.MEASURE | Steps.EXPORT)
-        else:
-            steps = {name: some for name, some in work_left(plan, store, verify=verify).items() if name in names}
+        work = work_left(plan, store, overwrite=overwrite, verify=verify)
+        steps = {name: some for name, some in work.items() if name in names}
         left = [exposure for exposure in plan if steps.get(exposure.name)]
         needs = forecast(left)
         refused = require_disk(needs, output)

@@ -63,7 +63,7 @@ class ExposureStates(list[ExposureState]):
 
 
 def program_status(output: str | PathLike[str], *, verify: bool = False) -> ExposureStates:
-    """Return the state of every exposure of a program's last plan, from the store alone.
+    """Return the state of every exposure of a program, from the store alone.
 
     Parameters
     ----------
