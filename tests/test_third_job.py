@@ -168,6 +168,26 @@ class TestCombined:
         assert self.run(exposures) == 0
         assert_combined(out, SKIES)
 
+    def test_a_damaged_member_whose_input_is_gone_is_done_without(self, exposures: Path) -> None:
+        last = (exposures / "e2.fits").rename(exposures.parent / "e2.fits")
+        assert self.run(exposures) == 0
+        out = exposures.parent / "out"
+        damaged = chunks_of(out, "e1")["row_median"]
+        damaged.write_bytes(bytes(damaged.stat().st_size))
+        (exposures / "e1.fits").unlink()
+        last.rename(exposures / "e2.fits")
+        assert self.run(exposures / "e2.fits") == 1
+        assert level_of(out / "e2_median.fits") == pytest.approx(SKIES[2] - np.mean(SKIES[::2]), abs=0.03)
+        assert self.run(exposures) == 0
+        assert {state.name: state.state for state in program_status(out)} == {"e0": "done", "e2": "done"}
+
+    def test_what_other_settings_combined_is_not_shown(self, exposures: Path) -> None:
+        assert self.run(exposures) == 0
+        out = exposures.parent / "out"
+        assert len(open_program(out)["NRCA1/F200W/groups"].children) == 1
+        assert self.run(exposures, "--set", "together=false") == 0
+        assert "groups" not in open_program(out)["NRCA1/F200W"].children
+
     def test_again_does_nothing(self, exposures: Path) -> None:
         assert self.run(exposures) == 0
         out = exposures.parent / "out"

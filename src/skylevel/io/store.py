@@ -298,7 +298,7 @@ class ProgramStore:
             sizes = arrays[str(name)].chunks[1:]
             self._require_own(f"{place.node}/{name}")
             chunks.append(Chunks(variable.data, sizes, functools.partial(write_chunk, self.url, place, str(name))))
-        self._remove_record(place)
+        self.remove_record(place)
         write(chunks)
         return {name: self._checksums(place, name, arrays[name]) for name in map(str, estimate) if name in arrays}
 
@@ -480,7 +480,8 @@ class ProgramStore:
             return []
         return [str(found).rstrip("/").rsplit("/", 1)[-1] for found in self._files.ls(folder, detail=False)]
 
-    def _remove_record(self, place: Place) -> None:
+    def remove_record(self, place: Place) -> None:
+        """Remove an exposure's commit record, if there is one: it is not measured then."""
         with suppress(FileNotFoundError):
             self._files.rm_file(self._own(f"{place.node}/{RECORD}/{place.index}"))
 

@@ -446,6 +446,10 @@ def _measure_damaged(
         raise error
     steps = dict.fromkeys((exposure.name for exposure in damaged), Steps.DETECT | Steps.MEASURE)
     log.warning("%s: of %s what is stored is damaged", "/".join(group), number_of(len(damaged), "exposure"))
+    for exposure in damaged:
+        # Of one whose input is gone nothing else will: the others do without it.
+        if exposure.place:
+            session.store.remove_record(exposure.place)
     with closing(workers.run(damaged, steps, {})) as outcomes:
         _collect(session, outcomes, lambda *_: None)
 

@@ -10,6 +10,7 @@ import xarray as xr
 
 from skylevel.errors import StoreError
 from skylevel.html import table
+from skylevel.io.names import safe_component
 from skylevel.io.nodes import RECORD, Place, location, without_remarks
 from skylevel.io.records import plain, stacked_small
 from skylevel.io.store import ProgramStore
@@ -133,11 +134,13 @@ def open_program(output: str | PathLike[str]) -> xr.DataTree:
         with without_remarks():
             tree = xr.open_datatree(location(store.url), engine="zarr", chunks={})
         nodes = {node: _stacked(tree[node].to_dataset(), measured[node], ledger.records) for node in sorted(measured)}
-        named = dict(_named(nodes))
+        named, together = dict(_named(nodes)), {(node, safe_component(group)) for node, group in ledger.groups()}
         groups = {
             f"{path}/groups/{name}": group.to_dataset()
             for path, node in zip(named, nodes, strict=True)
             for name, group in (tree[node]["groups"].children.items() if "groups" in tree[node].children else ())
+            # Others are of settings that were changed since.
+            if (node, name) in together
         }
         return xr.DataTree.from_dict(named | groups)
     except Exception as error:
