@@ -395,7 +395,7 @@ def _execute_groups(session: _Session, workers: Workers, progress: Progress) -> 
         except StoreError as error:
             # Its members' own trouble, not the other exposures'.
             for exposure in session.plan:
-                if exposure.group == group:
+                if exposure.group == group and exposure.name not in session.result.failed:
                     _fail(session, exposure, error)
     ledger = Ledger(session.store, session.whole)
     measured, asked_for = ledger.groups(), {exposure.name for exposure in session.left()}
