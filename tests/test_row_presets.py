@@ -312,6 +312,51 @@ def test_real_vertical_stripes_and_other_detectors_are_levelled() -> None:
         np.testing.assert_array_equal(np.isnan(out["sci"]), np.isnan(frame["sci"]))
 
 
+def measured_by_job(frame: xr.Dataset) -> xr.Dataset:
+    return JOBS["rows"].estimate(frame, Rows(), None)
+
+
+def test_amplifiers_are_named_where_there_are_several() -> None:
+    stripes = {"stripes_before": 2.0, "stripes_after": 1.0, "scatter_after": 2.0, "stripes_grew": False}
+    advice = [JOBS["rows"].advice([stripes | {"n_amplifiers": n}], Rows()) for n in (0, 1, 4)]
+    assert advice[:2] == ["", ""]
+    assert advice[2].startswith("of 1 exposure the medians left stripes of single amplifiers in 1: try --preset best")
+    frames = {name: make_image((512, 2048), seed=1).image for name in ("mosaic", "subarray", "full")}
+    cards = {"mosaic": {"resampled": True}, "subarray": {"n_outputs": 1}, "full": {"n_outputs": 4}}
+    counted = {n: JOBS["rows"].metrics(measured_by_job(frame_of(i, **cards[n]))) for n, i in frames.items()}
+    assert [m["n_amplifiers"] for m in counted.values()] == [0, 1, 4]
+
+
+def test_rows_that_vary_more_than_before_are_told() -> None:
+    """Real exposures of a few rows, crowded by one star: the medians' own noise is more than the stripes were."""
+    frames = [open_frame(path).load() for path in sorted(real_file("niriss_1093").glob("*.fits"))]
+    estimates = [measured_by_job(frame) for frame in frames]
+    metrics = [JOBS["rows"].metrics(estimate) for estimate in estimates]
+    grew = [m["stripes_grew"] for m in metrics]
+    assert 1 <= sum(grew) < sum(m["stripes_after"] > m["stripes_before"] for m in metrics)
+    said = ["more than before" in JOBS["rows"].finding(estimate, Rows()) for estimate in estimates]
+    assert said == grew
+    advice = JOBS["rows"].advice(metrics, Rows())
+    assert f"in {sum(grew)} the rows, or columns, vary more than before: better left as they were" in advice
+    assert "amplifiers" not in advice
+    # A mosaic has a caution of its own.
+    (mosaic,) = real_file("miri").glob("*.fits")
+    of_mosaic = JOBS["rows"].metrics(measured_by_job(open_frame(mosaic).load()))
+    assert of_mosaic["stripes_grew"]
+    assert JOBS["rows"].advice([of_mosaic], Rows()) == ""
+
+
+def test_that_stripes_grew_is_no_chance() -> None:
+    """Stripes as strong as what the medians of half the columns make of noise: as often more as less after."""
+    rng = np.random.default_rng(5)
+    half = np.sqrt(np.pi / 2 / 64)
+    grew = []
+    for _ in range(60):
+        image = 100 + rng.normal(size=(128, 128)) + half * rng.normal(size=(128, 1))
+        grew.append(JOBS["rows"].metrics(measured_by_job(frame_of(image.astype(np.float32))))["stripes_grew"])
+    assert sum(grew) <= 6
+
+
 @settings(max_examples=30, deadline=None)
 @given(
     shape=st.tuples(st.integers(1, 90), st.integers(1, 140)),

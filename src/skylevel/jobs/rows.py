@@ -14,8 +14,8 @@ from skylevel.io.names import number_of
 from skylevel.jobs.job import Facts, Measured, Product, Writing, write_levelled
 from skylevel.jobs.meshes import percentiles, relaxed, write_background
 from skylevel.level.arrays import is_lazy, row_blocks
-from skylevel.level.rows import estimate_rows, segment_rows, subtract_rows
-from skylevel.level.streams import combine_streams
+from skylevel.level.rows import estimate_rows, segment_rows, stripe_dim, subtract_rows
+from skylevel.level.streams import amplifiers_of, combine_streams
 from skylevel.recipes import Recipe, Rows
 
 ROWS_OF_A_MOSAIC = "the rows of a resampled image are no detector's rows"
@@ -85,8 +85,12 @@ class RowsJob:
         return f"{ROWS_OF_A_MOSAIC}; better level the exposures that went into it" if resampled else ""
 
     def estimate(self, frame: xr.Dataset, recipe: Rows, detection: xr.Dataset | None) -> xr.Dataset:
-        """Measure mask and levels."""
-        return estimate_rows(frame, recipe, detection=detection)
+        """Measure mask and levels; count the amplifiers, of which a resampled image has none."""
+        dim = stripe_dim(frame, recipe)
+        fast = frame.sizes["x" if dim == "y" else "y"]
+        n = 0 if frame.attrs.get("resampled") else amplifiers_of(frame.attrs, fast, dim).count
+        counted = xr.Variable((), np.int64(n), {"long_name": "amplifiers that read the image; 0 where it is resampled"})
+        return estimate_rows(frame, recipe, detection=detection).assign(n_amplifiers=counted)
 
     def subtract(self, frame: xr.Dataset, estimate: xr.Dataset, recipe: Rows, group: xr.Dataset | None) -> xr.DataArray:
         """Return the image less its levels."""
@@ -125,24 +129,29 @@ class RowsJob:
             "row_level_std": float(estimate["row_level"].std()),
             "sky_gradient": _sky_gradient(estimate),
             **{name: float(estimate[name]) for name in names if name in estimate},
+            "n_amplifiers": _n_amplifiers(estimate),
+            "stripes_grew": _stripes_grew(estimate),
         }
 
     def advice(self, metrics: Sequence[Mapping[str, Any]], recipe: Rows) -> str:
-        """Suggest what keeps sky and sources, where the median takes them."""
-        if recipe.method != "median" or not metrics:
+        """Suggest what keeps sky and sources, where the median takes them, and say where it did more harm than good."""
+        if recipe.method != "median":
             return ""
+        # Mosaics have a caution of their own.
+        metrics = [m for m in metrics if m.get("n_amplifiers") != 0]
         losses = {
             "light of sources": sum(_lost_light(m) > _LIGHT_LOST for m in metrics),
             "a gradient of the sky": sum(_number(m, "sky_gradient") > _SKY_LOST for m in metrics),
         }
         taken = [f"{what} in {n}" for what, n in losses.items() if n]
-        left = sum(_number(m, "scatter_after") > _STRIPES_LEFT for m in metrics)
-        said = [f"took {' and '.join(taken)}"] if taken else []
-        said += [f"left stripes of single amplifiers in {left}"] if left else []
-        if not said:
-            return ""
-        said_of = f"of {number_of(len(metrics), 'exposure')} the rows' medians"
-        return f"{said_of} {' and '.join(said)}: --preset best, or program, does not"
+        left = sum(_number(m, "scatter_after") > _STRIPES_LEFT and _number(m, "n_amplifiers") > 1 for m in metrics)
+        grew = sum(m.get("stripes_grew") is True for m in metrics)
+        did = [f"took {' and '.join(taken)}"] if taken else []
+        did += [f"left stripes of single amplifiers in {left}"] if left else []
+        said = [f"the medians {' and '.join(did)}: try --preset best, or program"] if did else []
+        said += [f"in {grew} {_GREW}: better left as they were, or try --preset best"] if grew else []
+        where = ", which says where its model does not fit"
+        return f"of {number_of(len(metrics), 'exposure')} {'; '.join(said)}{where}" if said else ""
 
     def group(self, recipe: Rows, facts: Facts) -> str | None:
         """Return the readout and the time span, where exposures are levelled together; a mosaic is alone."""
@@ -169,6 +178,10 @@ class RowsJob:
 # What is worth a word: a share of the sources' light; a change of the sky's level across the frame; a scatter of
 # rows, over that of their noise.
 _LIGHT_LOST, _SKY_LOST, _STRIPES_LEFT = 0.02, 0.01, 1.3
+_GREW = "the rows, or columns, vary more than before"
+# Pairs of rows that judge an image, at the least; the scatter of the logarithm of their variances, after over before,
+# of one pair (measured on stripes as strong as the medians' own noise); and how many of it are no chance.
+_JUDGED_PAIRS, _JUDGED_NOISE, _SURE = 32, 3.0, 2.0
 _GRADIENT_BOXES = 4
 
 
@@ -179,11 +192,25 @@ def _warnings(header: Mapping[str, Any]) -> list[str]:
 
 def _judgement(estimate: xr.Dataset, what: str) -> list[str]:
     """Return what became of stripes and sources."""
-    found = []
     before, after = (float(estimate.get(f"stripes_{when}", np.nan)) for when in ("before", "after"))
-    if math.isfinite(before) and math.isfinite(after):
-        found.append(f"stripes from {what} to {what} {before:.3g} before, {after:.3g} after")
-    return found
+    if not (math.isfinite(before) and math.isfinite(after)):
+        return []
+    grew = ", more than before" if _stripes_grew(estimate) else ""
+    return [f"stripes from {what} to {what} {before:.3g} before, {after:.3g} after{grew}"]
+
+
+def _stripes_grew(estimate: xr.Dataset) -> bool:
+    """Return whether lines differ more from their neighbours than before, beyond the noise of what judges that."""
+    before, after, scatter = (float(estimate.get(name, np.nan)) for name in _METRICS[:3])
+    if not after > before:
+        return False
+    variances = scatter**2 / (1 + (before / after) ** 2 * (scatter**2 - 1))
+    n = min(estimate.sizes[estimate["row_level"].dims[0]] // 2, _JUDGED_PAIRS) * max(_n_amplifiers(estimate), 1)
+    return math.log(variances) > _SURE * _JUDGED_NOISE / math.sqrt(n)
+
+
+def _n_amplifiers(estimate: xr.Dataset) -> int:
+    return int(estimate.get("n_amplifiers", estimate.sizes.get("amplifier", 1)))
 
 
 def _disbelief(estimate: xr.Dataset) -> str:
