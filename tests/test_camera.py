@@ -198,12 +198,22 @@ class TestRefusals:
         assert "b'" not in message
         assert all(word in message for word in words), message
 
+    def refused_when_planned(self, path):
+        """The header's cause is the one that the pixels will have."""
+        causes = []
+        for look in (peek_raw, open_raw):
+            with pytest.raises(SkylevelError) as caught:
+                look(path)
+            causes.append((type(caught.value), str(caught.value)))
+        assert causes[0] == causes[1]
+
     def test_all_zeros(self, make_dng):
         self.refused(make_dng(raw=np.zeros((120, 180), "u2")), UnreadableFrameError, "no image data", "0")
 
     def test_linear_dng(self, make_dng):
         path = make_dng(raw=np.full((120, 180, 3), 900, "u2"), kind=LINEAR)
         self.refused(path, UnsupportedFrameError, "mosaic")
+        self.refused_when_planned(path)
 
     def test_monochrome_dng(self, make_dng):
         path = make_dng()
@@ -238,6 +248,7 @@ class TestRefusals:
     )
     def test_real_files(self, name, kind, word):
         self.refused(real(name), kind, word)
+        self.refused_when_planned(real(name))
 
     def test_memory_left_by_others_is_not_taken_for_pixels(self):
         """LibRaw leaves unfilled pixels as its memory was; here that memory has been used before."""

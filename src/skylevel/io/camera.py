@@ -141,16 +141,19 @@ def peek_raw(path: str | Path) -> tuple[tuple[int, int], dict[str, Any]]:
     read_start(source)
     with _libraw(source) as raw:
         shape = (int(raw.sizes.height), int(raw.sizes.width))
-        channels, shot = _channels(raw), _shot(raw)
+        channels, shot = _channels(raw, source), _shot(raw)
     name = _camera_name(source)
     # The colours count here, not where they stand.
     facts = {"kind": "camera", "color_filter_array": [channels], "dtype": "uint16", **shot}
     return shape, facts | ({"camera": name} if name else {})
 
 
-def _channels(raw: Any) -> str:
+def _channels(raw: Any, path: str) -> str:
     """Return the letters of a mosaic's colours, each once."""
     pattern = raw.raw_pattern
+    if pattern is None:
+        # Its pixels are unpacked to be asked.
+        _require_flat(raw, path)
     indices = np.unique(raw.raw_colors_visible[: 2 * max(PERIODS), : 2 * max(PERIODS)] if pattern is None else pattern)
     letters = raw.color_desc.decode("ascii", errors="replace")
     # A damaged file may name colours that it does not describe: reading its pixels refuses it.
