@@ -27,10 +27,10 @@ LONG = "jw99999001001_02101_00001_nrcb1_with_a_name_that_goes_on_and_on_and_on_a
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
-def on_terminal(*arguments: object, cwd: Path | None = None) -> tuple[int, str]:
-    """Run the command line on a terminal of 80 columns; its status, and what it showed without colours."""
+def on_terminal(*arguments: object, cwd: Path | None = None, columns: int = 80) -> tuple[int, str]:
+    """Run the command line on a terminal of so many columns; its status, and what it showed without colours."""
     ours, its = pty.openpty()
-    environment = {**os.environ, "COLUMNS": "80", "TERM": "xterm"}
+    environment = {**os.environ, "COLUMNS": str(columns), "TERM": "xterm"}
     command = [str(SKYLEVEL), *map(str, arguments)]
     with subprocess.Popen(command, stdin=its, stdout=its, stderr=its, env=environment, cwd=cwd) as process:
         os.close(its)
@@ -86,7 +86,7 @@ class TestJson:
         assert by_name["e00"]["outputs"] == {"levelled": f"{tmp_path}/out/e00_rowbgsub.fits"}
         assert (by_name["e00"]["to_do"], by_name["e00"]["fails"]) == (["measure", "export"], None)
         assert "cut short" in by_name["cut"]["fails"]
-        assert sum(kind["exposures"] for kind in told["kinds"]) == 3
+        assert [(kind["detector"], kind["exposures"]) for kind in told["kinds"]] == [("NRCA1", 2)]
         assert min(told["output_bytes"], told["free_bytes"], told["worker_bytes"]) > 0
 
     def test_of_a_state(self, done: Path) -> None:
@@ -157,6 +157,25 @@ class TestWidth:
         (line,) = [line for line in table if line.startswith("jw99999")]
         assert re.match(r"jw99999001001_\w+\.\.\.\w+_cal  rows +\S+ MB  measure, export$", line)
 
+    def test_a_plan_says_what_would_fail_and_sizes_of_any_file(self, program: Path, tmp_path: Path) -> None:
+        shutil.copytree(program, tmp_path / "in")
+        (tmp_path / "in" / "tiny.fits").write_bytes(b"SIMPLE")
+        shown = skylevel("run", tmp_path / "in", "--output", tmp_path / "out", "--dry-run").stdout
+        assert re.search(r"^tiny +rows +0\.0 kB +nothing: fails$", shown, re.M)
+        assert re.search(r"^exposures +4, 0 done already, 2 would fail$", shown, re.M)
+        assert re.search(r"^rows +NRCA1 +F200W +2$", shown, re.M)
+        assert not re.search(r"^rows +\d+$", shown, re.M)
+
+    def test_a_table_is_in_one_piece(self, program: Path, tmp_path: Path) -> None:
+        """What failed comes after the report, and what is advised after that."""
+        _, shown = on_terminal("run", program, "--output", tmp_path / "out", "--partition", "1/1", columns=400)
+        shown = shown.replace("\r", "\n")
+        table = shown[shown.index("\ndone ") :]
+        assert re.findall(r"^[\w:]+", table, re.M)[:7] == [
+            "done", "failed", "work", "outputs", "store", "report", "failed:",
+        ]  # fmt: skip
+        assert re.search(r"a worker held up to \d\.\d\d GB$", table, re.M)
+
     def test_a_pipe_gets_each_line_whole(self, program: Path, done: Path, tmp_path: Path) -> None:
         planned = skylevel("run", program, "--output", tmp_path / "out", "--dry-run", env={"COLUMNS": "80"}).stdout
         assert re.search(rf"^{LONG}  rows  ", planned, re.M)
@@ -173,6 +192,11 @@ class TestWidth:
         assert any(re.match(r"\d\d:\d\d:\d\d  e00: read", line) for line in lines)
         pace = re.compile(r"levelling .* 3/3 1 failed 0:\d\d:\d\d \d+\.\d/(s|min) 0:00:00 left")
         assert any(map(pace.match, lines))
+
+    def test_progress_is_one_line_on_a_narrow_terminal(self, program: Path, tmp_path: Path) -> None:
+        _, shown = on_terminal("run", program, "--output", tmp_path / "out", "--partition", "1/1", columns=60)
+        pace = re.compile(r"levelling .* 3/3 1 failed \d+\.\d/(s|min) 0:00:00 left *")
+        assert any(map(pace.fullmatch, shown.replace("\r", "\n").splitlines()))
 
     @pytest.mark.parametrize("name", ["", *commands.commands])
     def test_help_has_examples_and_fits(self, name: str) -> None:

@@ -29,16 +29,19 @@ def print_result(
 ) -> None:
     """Print what became of a run: what is done, what failed and why, where the files are.
 
-    The report is written last: whoever reads the table need not wait for it.
+    The table stands first, in one piece; its last line, the report, may be some time in coming.
     """
     if as_json:
         print_json(result_document(result, write_report() if write_report else None))
     else:
         width = _print_result(result_document(result, None))
+        if write_report and (report := write_report()):
+            print_facts([("report", report)], width)
     for reason in result.failed.values():
         say(f"failed: {reason}", to=errors)
-    if not as_json and write_report and (report := write_report()):
-        print_facts([("report", report)], width)
+    if not as_json:
+        for advice in result.advice:
+            say(advice)
 
 
 def result_document(result: ProgramResult, report: str | None) -> dict[str, Any]:
@@ -59,10 +62,7 @@ def _print_result(told: Mapping[str, Any]) -> int:
     took = [("work", _work(told["done"]))] if told["done"] else []
     done, failed = (str(len(told[state])) for state in ("done", "failed"))
     where = [("outputs", told["output"]), ("store", told["store"])]
-    width = print_facts([("done", done), *before, ("failed", failed), *took, *where])
-    for advice in told["advice"]:
-        say(advice)
-    return width
+    return print_facts([("done", done), *before, ("failed", failed), *took, *where])
 
 
 def _work(done: Sequence[Mapping[str, Any]]) -> str:
@@ -74,7 +74,7 @@ def _work(done: Sequence[Mapping[str, Any]]) -> str:
     slowest = max(done, key=lambda record: sum(record["seconds"].values()))
     peak = max(record["peak_mib"] for record in done)
     took = f"slowest {slowest['name']} {sum(slowest['seconds'].values()):.1f} s"
-    return f"{stages}; {took}; a worker held up to {peak:.0f} MiB"
+    return f"{stages}; {took}; a worker held up to {gigabytes(peak * (1 << 20))}"
 
 
 def report_of(result: ProgramResult, *, shared: Collection[str] = ()) -> str | None:
@@ -123,7 +123,7 @@ def plan_document(plan: Sequence[Exposure], output: str, *, overwrite: bool, ver
         ],
         "kinds": [
             {"recipe": recipe, "detector": detector, "filter": band, "exposures": count}
-            for (recipe, detector, band), count in summarize(needs)
+            for (recipe, detector, band), count in summarize({n: need for n, need in needs.items() if n not in fails})
         ],
         "output_bytes": sum(need.output for need in needs.values()),
         "free_bytes": None if is_remote(output) else free_disk(output),
@@ -139,12 +139,12 @@ def _print_plan(told: Mapping[str, Any]) -> None:
         console.print()
         kinds = [(*map(str, kind.values()),) for kind in told["kinds"]]
         print_columns([("recipe", "detector or camera", "filter", "exposures"), *kinds])
-    done = sum(not exposure["to_do"] for exposure in exposures)
+    done, fail = sum(not e["to_do"] for e in exposures), sum(e["fails"] is not None for e in exposures)
     free = f" ({gigabytes(told['free_bytes'])} free)" if told["free_bytes"] is not None else ""
     console.print()
     print_facts(
         [
-            ("exposures", f"{len(exposures)}, {done} done already"),
+            ("exposures", f"{len(exposures)}, {done} done already" + (f", {fail} would fail" if fail else "")),
             ("outputs", f"about {gigabytes(told['output_bytes'])}{free}"),
             ("into", told["output"]),
             ("memory", f"up to {gigabytes(told['worker_bytes'])} for a worker"),
@@ -153,7 +153,7 @@ def _print_plan(told: Mapping[str, Any]) -> None:
 
 
 def _planned(exposure: Mapping[str, Any]) -> tuple[str, str, str, str]:
-    size = gigabytes(exposure["bytes"]) if exposure["bytes"] else "?"
+    size = "?" if exposure["bytes"] is None else gigabytes(exposure["bytes"])
     to_do = "nothing: fails" if exposure["fails"] else ", ".join(exposure["to_do"]) or "-"
     return exposure["name"], exposure["recipe"], size, to_do
 

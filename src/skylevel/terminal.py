@@ -27,6 +27,7 @@ from rich.progress import (
     TextColumn,
     TimeElapsedColumn,
 )
+from rich.table import Column
 from rich.text import Text
 
 from skylevel.errors import PlanError
@@ -40,6 +41,8 @@ errors = Console(stderr=True, highlight=False, soft_wrap=True)
 _TIME, _TIME_OF_DAY = "%Y-%m-%d %H:%M:%S", "%H:%M:%S"
 # Between the columns of a table, and the least that a shortened one keeps.
 _GAP, _LEAST = 2, 12
+# Columns of a terminal that has room for all that a progress bar tells.
+_WIDE = 72
 
 
 class _Paths:
@@ -149,9 +152,11 @@ def reporting(output: str, *, quiet: bool) -> Iterator[Callable[[int, int], None
     """Log lines to the terminal and to OUTPUT/skylevel.log, and show a progress bar on a terminal."""
     collect_as_usual()
     _silence_tracebacks()
+    one_line = Column(no_wrap=True)
+    elapsed = [TimeElapsedColumn(table_column=one_line)] if errors.width >= _WIDE else []
     bar = Progress(
-        TextColumn("levelling"), BarColumn(bar_width=None), MofNCompleteColumn(),
-        TextColumn("{task.fields[failed]} failed"), TimeElapsedColumn(), _Pace(),
+        TextColumn("levelling"), BarColumn(bar_width=None), MofNCompleteColumn(table_column=one_line),
+        TextColumn("{task.fields[failed]} failed"), *elapsed, _Pace(table_column=one_line),
         console=errors, transient=True, expand=True, disable=quiet or not errors.is_terminal,
     )  # fmt: skip
     task = bar.add_task("levelling", total=None, failed=0)

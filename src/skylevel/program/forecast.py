@@ -118,7 +118,8 @@ def free_disk(output: str) -> int:
 
 def gigabytes(n: float) -> str:
     """Return bytes as a person reads them."""
-    return f"{n / 1e9:.2f} GB" if n >= 1e8 else f"{n / 1e6:.1f} MB"
+    unit, power = ("GB", 1e9) if n >= 1e8 else ("MB", 1e6) if n >= 1e5 else ("kB", 1e3)
+    return f"{n / power:.{2 if unit == 'GB' else 1}f} {unit}"
 
 
 def impossible(
