@@ -25,7 +25,7 @@ from skylevel import demo
 from skylevel.demo import nircam, schedule
 from skylevel.demo.dng import BLACK_LEVEL, RAW_PLANES
 from skylevel.demo.night import RAW_GAIN, RAW_READ_NOISE
-from skylevel.errors import ShapeError, UnreadableFrameError
+from skylevel.errors import OutputError, ShapeError, UnreadableFrameError
 from skylevel.recipes import Channels
 
 NRCB1_A = "jw99999001001_02101_00001_nrcb1_cal"
@@ -521,6 +521,18 @@ def test_presets_stand_beside_each_other_in_numbers_and_as_a_picture(
         before, default, best = (column[top : top + 200].std() for column in columns)
         assert before > default > best
         assert best < 0.1 * before
+
+
+@pytest.mark.parametrize(("options", "first"), [([], "Writing three"), (["--quiet"], "skylevel: no room")])
+def test_the_command_is_quiet_where_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], options: list[str], first: str
+) -> None:
+    def refused(_folder: Path) -> list[Path]:
+        raise OutputError("no room")
+
+    monkeypatch.setattr(demo, "write_program", refused)
+    assert skylevel_here("demo", "--output", tmp_path, *options) == 2
+    assert capsys.readouterr().err.startswith(first)
 
 
 @pytest.mark.slow

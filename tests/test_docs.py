@@ -4,13 +4,17 @@ import dataclasses
 import re
 import tomllib
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import yaml
+from astropy.io import fits
 
 import skylevel
 from generated import command_pages, presets, settings
 from no_requests import requests
+from programs import write_exposure
 from skylevel.recipes import RECIPES
 
 pytestmark = pytest.mark.once
@@ -95,6 +99,27 @@ def test_the_citation_is_of_this_version():
 def test_readme_holds_the_commands_that_are_run():
     readme = (ROOT / "README.md").read_text()
     assert all(command in readme for command in ("make test", "make demo", "pip install .", "skylevel run"))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("fast_axis", [1, 2])
+def test_levelling_is_undone_as_the_page_says(tmp_path, monkeypatch, fast_axis, dtype):
+    """Of rows and of columns; by what stands in the page."""
+    (source,) = re.findall(r"```python\n(.*?)```", (DOCS / "questions.md").read_text(), re.DOTALL)
+    name, filter_ = re.findall(r'name = "(.+)"', source)[0], re.findall(r"/(F\w+)\"", source)[0]
+    cards = {"DETECTOR": "NRCB1", "FILTER": filter_, "FASTAXIS": fast_axis}
+    path = write_exposure(tmp_path / f"{name}.fits", shape=(120, 140), cards=cards)
+    with fits.open(path, mode="update") as hdus:
+        hdus["SCI"].data = hdus["SCI"].data.astype(dtype)
+    assert not skylevel.run(path, tmp_path / "levelled", cluster="local", workers=1).failed
+    monkeypatch.chdir(tmp_path)
+    known: dict[str, Any] = {}
+    exec(compile(source, "questions.md", "exec"), known)
+    before, levelled = skylevel.open_frame(path)["sci"].to_numpy(), known["levelled"].to_numpy()
+    assert known["image"].dtype == dtype
+    assert np.nanmax(abs(levelled - before)) > 0.1
+    rounding = np.finfo(dtype).eps * np.nanmax(abs(before))
+    np.testing.assert_allclose(known["image"].to_numpy(), before, rtol=0, atol=rounding)
 
 
 def test_python_of_the_pages_is_python():

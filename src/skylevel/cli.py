@@ -315,7 +315,8 @@ def demo(output: str, as_json: bool, cluster: str, workers: int | None, quiet: b
     from skylevel.tables import print_comparison, print_result, report_of
 
     program, levelled = Path(output, "program"), Path(output, "levelled")
-    say(f"Writing three NIRCam exposures and two raw frames of the night sky to {program} ...", to=errors)
+    if not quiet:
+        say(f"Writing three NIRCam exposures and two raw frames of the night sky to {program} ...", to=errors)
     sources = write_program(program)
     with (
         reporting(str(levelled), quiet=quiet) as progress,
