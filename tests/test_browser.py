@@ -310,6 +310,12 @@ class TestLooks:
             ".map(e => parseFloat(getComputedStyle(e).fontSize) * (e.ownerSVGElement?.getScreenCTM().a ?? 1))"
         )
         assert min(sizes) > 8
+        # What came of the stripes is seen without a finger.
+        ends = browser.run(
+            "return [...document.querySelectorAll('#table .of-before, #table .of-after')]"
+            ".map(e => e.getBoundingClientRect().right)"
+        )
+        assert 0 < min(ends) <= max(ends) <= size[0]
         browser.all("#table button.open")[1].click()
         browser.opened()
         assert browser.run("return document.getElementById('picture').scrollWidth") <= size[0]

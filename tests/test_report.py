@@ -120,6 +120,39 @@ class TestPage:
         assert rows["cut"][0] == "failed"
         assert "cut.fits" in rows["cut"][-1]
 
+    def test_each_number_stands_once_with_its_unit(self, own: Path) -> None:
+        rewrite(own, "e00", metrics={
+            "stripes_before": 0.1, "stripes_after": 0.2, "scatter_after": 1.5, "stripes_grew": True,
+            "source_flux": None, "sky_gradient": None, "masked_fraction": 0.0, "exclude_percentile": 10.0,
+        })  # fmt: skip
+        sl.write_report(own)
+        text = (own / "report.html").read_text(encoding="utf-8")
+        listed = [text.split(f'<template id="x{i}">')[1].split("</dl>")[0] for i in (1, 7)]
+        facts, raw = (dict(re.findall(r"<dt>([^<]*)</dt><dd>([^<]*)</dd>", one)) for one in listed)
+        assert facts["stripes before"] == "0.1 MJy/sr"
+        assert facts["stripes after"] == "0.2 MJy/sr, more than before"
+        assert facts["exposure time"] == "107.4 s"
+        assert facts["light of sources before (sample)"] == facts["change of the sky across the frame"] == "–"
+        assert (facts["pixels in sources"], facts["pixels a box may lack"]) == ("0 %", "10 %")
+        assert not [name for name in facts if "_" in name or "neighbouring rows" in name or name == "stripes grew"]
+        assert re.fullmatch(r"R [\d.]+, G [\d.]+, B [\d.]+ ADU", raw["median background"])
+        assert re.fullmatch(r"R [\d.]+, G [\d.]+, B [\d.]+ ADU", raw["unevenness of the background (rms)"])
+
+    def test_stripes_that_grew_are_marked(self, own: Path) -> None:
+        rewrite(own, "e00", metrics={"stripes_before": 0.1, "stripes_after": 0.2, "stripes_grew": True})
+        sl.write_report(own)
+        after = {row[0]: row[5] for row in page_of(own).rows}
+        # By more than a colour, and in words for who hears the page.
+        assert re.fullmatch("▲ ?more than before: ?0.2", after["e00"])
+        assert "▲" not in after["e01"]
+        assert "better left as it was" in (own / "report.html").read_text(encoding="utf-8")
+
+    def test_every_stage_is_told(self, own: Path) -> None:
+        sl.write_report(own)
+        told = re.search(r"Where the time went: ([^<]*)\.<", (own / "report.html").read_text(encoding="utf-8"))
+        assert told is not None
+        assert {part.split()[0] for part in told[1].split(", ")} >= {"read", "measure", "store", "export", "picture"}
+
     def test_nothing_is_left_beside_it(self, own: Path) -> None:
         before = set(own.iterdir())
         sl.write_report(own)

@@ -221,11 +221,14 @@ def _disbelief(estimate: xr.Dataset) -> str:
 
 
 def _sky_gradient(estimate: xr.Dataset) -> float:
-    """Return how much a plane through the background changes across the frame, as a part of its level."""
+    """Return how much a plane through the background changes across the frame, as a part of its level.
+
+    NaN where there are too few boxes to tell, or no level.
+    """
     mesh = np.asarray(estimate["background"].values, np.float64)
     middle, (n_y, n_x) = abs(float(np.nanmedian(mesh))), mesh.shape
     if not middle > 0 or min(mesh.shape) < _GRADIENT_BOXES:
-        return 0.0
+        return math.nan
     y, x = np.linspace(-0.5, 0.5, n_y), np.linspace(-0.5, 0.5, n_x)
     along_y, along_x = np.nanmedian(mesh, axis=1), np.nanmedian(mesh, axis=0)
     slopes = [float((v - v.mean()) @ at / (at @ at)) for v, at in ((along_y, y), (along_x, x))]

@@ -65,7 +65,7 @@ def stripes_by_kind(entries: Sequence[Entry]) -> list[Stripes]:
     for unit in sorted({entry.unit for entry in known}):
         some = [entry for entry in known if entry.unit == unit]
         values = [value for entry in some for value in entry.stripes]
-        axis = axis_over(values, 560, f"stripes / {unit or '?'}", log=True)
+        axis = axis_over(values, 560, f"stripes / {unit}" if unit else "stripes", log=True)
         drawings.append(Stripes(axis, [_spread(kind, of_kind, axis) for kind, of_kind in by_kind(some).items()]))
     return drawings
 

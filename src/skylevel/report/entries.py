@@ -8,23 +8,53 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from skylevel.level.frames import JUDGED
+from skylevel.io.names import printable
+from skylevel.kernels.pattern import ColorPattern
 from skylevel.program.ledger import Ledger
 from skylevel.program.plan import Exposure
 from skylevel.program.view import states_of
 
-#: What metrics are called on the page, with a unit; "" is that of the exposure. Others go under their own names.
+#: Units of a metric: the exposure's own, its square, and a part of 1, which is shown in percent.
+OWN, SQUARED, PART = "", "²", "part"
+
+#: What metrics are called on the page, with a unit, or None where there is none. Others go under their own names.
 LABELS: Mapping[str, tuple[str, str | None]] = {
-    "masked_fraction": ("pixels in sources", "%"),
-    "unlevelled": ("lines left as they were", None),
-    "exclude_percentile": ("pixels a box may lack", "percent"),
-    "row_level_std": ("scatter of the levels subtracted", ""),
-    **{name: (text, "" if power == 1 else None) for name, (text, power) in JUDGED.items()},
+    "masked_fraction": ("pixels in sources", PART),
+    "unlevelled": ("rows or columns left as they were", None),
+    "exclude_percentile": ("pixels a box may lack", "%"),
+    "row_level_std": ("scatter of the levels subtracted", OWN),
+    "sky_gradient": ("change of the sky across the frame", PART),
+    "scatter_after": ("scatter of neighbours after, over that of white noise", None),
+    "source_flux": ("light of sources before (sample)", OWN),
+    "source_flux_after": ("light of sources after (sample)", OWN),
+    "n_amplifiers": ("amplifiers", None),
+    "believed": ("model of sky and sources believed", None),
+    "misfit": ("scatter about the model, over that of white noise", None),
+    "used": ("good pixels in the fit", PART),
+    "sky_level": ("level of the sky", OWN),
+    "white_noise": ("noise of a pixel", OWN),
+    "stripes_common": ("power of the stripes that amplifiers share", SQUARED),
+    "stripes_own": ("power of each amplifier's own stripes", SQUARED),
+    "stripes_exponent": ("exponent of the stripes' power", None),
+    "background_median": ("median background", OWN),
+    "uneven": ("unevenness of the background (rms)", OWN),
+    "uneven_noise": ("unevenness expected of noise (rms)", OWN),
+    "boxes_left_out": ("boxes left out", PART),
+    "gradient_before": ("sky's gradient before (rms)", OWN),
+    "gradient_after": ("sky's gradient after (rms)", OWN),
+    "gradient_noise": ("gradient expected of noise (rms)", OWN),
 }
+# Told with the stripes.
+_GREW = "stripes_grew"
 _STRIPES = re.compile(r"(stripe\w*)_before\Z")
+_TOLD_ELSEWHERE = ("seconds", "peaks_mib", _GREW)
 # Exposures of a kind that tell what is usual, and how many standard deviations are not.
 _ENOUGH, _FAR = 5, 5.0
 _MAD_TO_STD = 1.4826
+#: What stands for a number that is not known.
+UNKNOWN = "–"
+# Characters of a list.
+_LONGEST = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +98,7 @@ class Entry:
     @property
     def metrics(self) -> dict[str, Any]:
         """What its job says of it."""
-        return {k: v for k, v in self.record.get("metrics", {}).items() if k not in ("seconds", "peaks_mib")}
+        return {k: v for k, v in self.record.get("metrics", {}).items() if k not in _TOLD_ELSEWHERE}
 
     @property
     def stripes(self) -> tuple[float, float]:
@@ -80,6 +110,25 @@ class Entry:
         scatter = self._exported.get("line_scatter")
         known = scatter if isinstance(scatter, dict) else {}
         return number(known.get("before")), number(known.get("after"))
+
+    @property
+    def stripes_grew(self) -> bool:
+        """Whether its stripes are more than before, as its job judged them."""
+        return self.record.get("metrics", {}).get(_GREW) is True
+
+    @property
+    def further_metrics(self) -> dict[str, Any]:
+        """Those that are not its stripes."""
+        found = [match[1] for name in self.metrics if (match := _STRIPES.match(name))]
+        shown = {f"{stripe}_{when}" for stripe in found for when in ("before", "after")}
+        return {name: value for name, value in self.metrics.items() if name not in shown}
+
+    @property
+    def channels(self) -> list[str]:
+        """Its colours, in the order of its metrics; empty where it has none."""
+        rows = self.record.get("facts", {}).get("color_filter_array")
+        known = isinstance(rows, list) and all(isinstance(row, str) for row in rows)
+        return ColorPattern.of(rows).channels if known else []
 
     @property
     def sources(self) -> float:
@@ -130,31 +179,32 @@ def by_kind(entries: Sequence[Entry]) -> dict[tuple[str, str], list[Entry]]:
 
 @dataclass(frozen=True, slots=True)
 class Outlier:
-    """An exposure that stands out of its kind: in what, its value, and what is usual."""
+    """An exposure that stands out of its kind: in what, its value, what is usual, and the unit of both."""
 
     entry: Entry
     what: str
     value: float
     usual: float
+    unit: str | None = OWN
 
 
 def outliers(entries: Sequence[Entry]) -> list[Outlier]:
     """Return the exposures that stand out of those of their detector and filter, the farthest first."""
     found = [
-        (far, Outlier(some[i], what, values[i], usual))
+        (far, Outlier(some[i], what, values[i], usual, unit))
         for some in by_kind(entries).values()
-        for what, values in _compared(some)
+        for (what, unit), values in _compared(some)
         for i, far, usual in _far(values)
     ]
     return [outlier for _, outlier in sorted(found, key=lambda pair: -pair[0])]
 
 
-def _compared(entries: Sequence[Entry]) -> Iterator[tuple[str, list[float]]]:
-    yield "stripes before", [entry.stripes[0] for entry in entries]
-    yield "stripes after", [entry.stripes[1] for entry in entries]
+def _compared(entries: Sequence[Entry]) -> Iterator[tuple[tuple[str, str | None], list[float]]]:
+    yield ("stripes before", OWN), [entry.stripes[0] for entry in entries]
+    yield ("stripes after", OWN), [entry.stripes[1] for entry in entries]
     for name in dict.fromkeys(name for entry in entries for name in entry.metrics):
         if not _STRIPES.match(name) and not name.endswith("_after"):
-            yield label(name)[0], [number(entry.metrics.get(name)) for entry in entries]
+            yield label(name), [number(entry.metrics.get(name)) for entry in entries]
 
 
 def _far(values: Sequence[float]) -> Iterator[tuple[int, float, float]]:
@@ -171,13 +221,37 @@ def _far(values: Sequence[float]) -> Iterator[tuple[int, float, float]]:
 
 
 def label(name: str) -> tuple[str, str | None]:
-    """Return what a metric is called, and its unit: "" is the exposure's, None is unknown or none."""
+    """Return what a metric is called, and its unit: `OWN`, `PART`, its own, or None where it has none."""
     return LABELS.get(name, (name.replace("_", " "), None))
 
 
 def number(value: Any) -> float:
     """Return a number from the store as float; NaN for anything else."""
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+
+
+def told(value: Any, unit: str | None, entry: Entry) -> str:
+    """Return a metric of an exposure as text with its unit, whatever its job made it; of channels, each by name."""
+    if isinstance(value, list):
+        names = entry.channels if len(entry.channels) == len(value) else [""] * len(value)
+        listed = ", ".join(f"{name} {_told(one, unit)}".strip() for name, one in zip(names, value, strict=True))
+        return f"{printable(listed, limit=_LONGEST)} {_unit(unit, entry)}".strip()
+    text = _told(value, unit)
+    return text if text == UNKNOWN else f"{text} {_unit(unit, entry)}".strip()
+
+
+def _told(value: Any, unit: str | None) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        known = math.isfinite(value)
+        return f"{100 * value if unit == PART else value:.4g}" if known else UNKNOWN
+    return UNKNOWN if value is None else str(value)
+
+
+def _unit(unit: str | None, entry: Entry) -> str:
+    named = {None: "", OWN: entry.unit, SQUARED: f"({entry.unit})²" if entry.unit else "", PART: "%"}
+    return named.get(unit, str(unit))
 
 
 def _numbers(values: Any) -> dict[str, float]:

@@ -16,10 +16,11 @@ from skylevel.io.names import number_of, printable
 from skylevel.io.records import PICTURE
 from skylevel.io.store import ProgramStore
 from skylevel.io.urls import public_url, url_name
+from skylevel.program.forecast import gigabytes
 from skylevel.program.ledger import Ledger
 from skylevel.report.across import group_views, levels_over_time, stripes_by_kind, title_of
 from skylevel.report.drawing import CIVIDIS
-from skylevel.report.entries import Entry, by_kind, label, outliers
+from skylevel.report.entries import OWN, UNKNOWN, Entry, by_kind, label, outliers, told
 from skylevel.report.pictures import picture_from
 from skylevel.version import __version__
 
@@ -29,6 +30,10 @@ PAGE_TEMPLATE, EXPOSURE_TEMPLATE = "page.html.j2", "exposure.html.j2"
 PER_PACK = 100
 
 _MOST_OUTLIERS = 30
+# What a header tells of an exposure, by the names under which it is shown, with units.
+_FACTS = {
+    "exposure_time": ("exposure time", "s"), "pupil": ("pupil", ""), "subarray": ("subarray", ""), "iso": ("ISO", ""),
+}  # fmt: skip
 # Name, key and whether it is a number, of the table's columns.
 _COLUMNS = (
     ("exposure", "name", False), ("state", "state", False), ("detector or camera", "detector", False),
@@ -38,10 +43,11 @@ _COLUMNS = (
 
 
 class Cell(NamedTuple):
-    """Of the table: what is shown, and what it is sorted by where that is another."""
+    """Of the table: what is shown, what it is sorted by where that is another, and whether it is worse than before."""
 
     text: str
     sort: float | str | None = None
+    worse: bool = False
 
 
 @cache
@@ -85,28 +91,19 @@ def _facts(entry: Entry) -> Iterator[tuple[str, str]]:
     """Yield what is known of an exposure, by the names under which people look for it."""
     yield "file", url_name(public_url(entry.exposure.source))
     yield "recipe", entry.exposure.recipe.name
+    facts = entry.record.get("facts", {})
+    for name, (text, unit) in _FACTS.items():
+        if facts.get(name) not in (None, ""):
+            yield text, f"{facts[name]} {unit}".strip()
     before, after = entry.stripes
     if math.isfinite(before):
-        yield "stripes before", f"{before:.4g} {entry.unit}"
-        yield "stripes after", f"{after:.4g} {entry.unit}"
-    for name, value in entry.metrics.items():
-        text, unit = label(name)
-        yield text, _metric(value, entry.unit if unit == "" else unit or "")
-    facts = entry.record.get("facts", {})
-    for name in ("exposure_time", "pupil", "subarray", "iso"):
-        if facts.get(name) not in (None, ""):
-            yield name.replace("_", " "), str(facts[name])
+        yield "stripes before", told(before, OWN, entry)
+        yield "stripes after", told(after, OWN, entry) + (", more than before" if entry.stripes_grew else "")
+    for name, value in entry.further_metrics.items():
+        text, unit_of = label(name)
+        yield text, told(value, unit_of, entry)
     for stage, seconds in entry.stages.items():
-        yield f"seconds to {stage}", f"{seconds:.3g}"
-
-
-def _metric(value: Any, unit: str) -> str:
-    """Return a metric as text, whatever its job made it."""
-    if isinstance(value, list):
-        return ", ".join(_metric(one, "") for one in value[:8]) + f" {unit}".rstrip()
-    if isinstance(value, float):
-        return f"{100 * value:.3g} %" if unit == "%" else f"{value:.4g} {unit}".rstrip()
-    return f"{'–' if value is None else value} {unit}".rstrip()
+        yield f"time to {stage}", f"{seconds:.3g} s"
 
 
 def context(folder: str, store: ProgramStore, ledger: Ledger, entries: Sequence[Entry]) -> dict[str, Any]:
@@ -130,6 +127,7 @@ def context(folder: str, store: ProgramStore, ledger: Ledger, entries: Sequence[
         "columns": columns,
         "rows": [_row(entry)[: len(columns)] for entry in entries],
         "choices": _choices(entries),
+        "worse": any(entry.stripes_grew for entry in entries),
         **_outliers(entries),
         "stripes": stripes_by_kind(entries),
         "over_time": list(levels_over_time(store, entries)),
@@ -147,10 +145,10 @@ def _outliers(entries: Sequence[Entry]) -> dict[str, Any]:
     index = {entry.name: i for i, entry in enumerate(entries)}
     found: dict[str, list[str]] = {}
     for outlier in outliers(entries):
-        told = f"{outlier.what} {outlier.value:.3g} (others {outlier.usual:.3g})"
-        found.setdefault(outlier.entry.name, []).append(told)
-    shown = list(found.items())[:_MOST_OUTLIERS]
-    return {"outliers": [(index[name], name, told) for name, told in shown], "more_outliers": len(found) - len(shown)}
+        value, usual = (told(one, outlier.unit, outlier.entry) for one in (outlier.value, outlier.usual))
+        found.setdefault(outlier.entry.name, []).append(f"{outlier.what} {value} (others {usual})")
+    shown = [(index[name], name, in_what) for name, in_what in found.items()][:_MOST_OUTLIERS]
+    return {"outliers": shown, "more_outliers": len(found) - len(shown)}
 
 
 def _hash(text: str) -> str:
@@ -166,7 +164,7 @@ def _totals(entries: Sequence[Entry]) -> list[tuple[str, str]]:
         totals.append((_duration(sum(seconds)), "of work"))
         totals.append((f"{sorted(seconds)[len(seconds) // 2]:.2g} s", "an exposure (median)"))
     if peaks:
-        totals.append((f"{max(peaks):.0f} MiB", "a worker held at most"))
+        totals.append((gigabytes(max(peaks) * (1 << 20)), "a worker held at most"))
     return totals
 
 
@@ -233,14 +231,14 @@ def _columns(entries: Sequence[Entry]) -> list[tuple[str, str, bool]]:
 def _row(entry: Entry) -> list[Cell]:
     before, after = entry.stripes
     return [
-        Cell(entry.name), Cell(entry.state), Cell(entry.kind[0]), Cell(entry.kind[1]),
-        _number_cell(before, "{:.3g}"), _number_cell(after, "{:.3g}"),
+        Cell(entry.name), Cell(entry.state), *(Cell(name or UNKNOWN, name) for name in entry.kind),
+        _number_cell(before, "{:.3g}"), _number_cell(after, "{:.3g}")._replace(worse=entry.stripes_grew),
         _number_cell(entry.sources, "{:.1%}"), _number_cell(entry.seconds, "{:.2f}"), Cell(entry.reason),
     ]  # fmt: skip
 
 
 def _number_cell(value: float, form: str) -> Cell:
-    return Cell(form.format(value), float(f"{value:.6g}")) if math.isfinite(value) else Cell("–", "")
+    return Cell(form.format(value), float(f"{value:.6g}")) if math.isfinite(value) else Cell(UNKNOWN, "")
 
 
 def _choices(entries: Sequence[Entry]) -> Mapping[str, list[str]]:

@@ -119,7 +119,7 @@ def _spectrum(kept: Mapping[str, Any], unit: str) -> list[Plot]:
         return []
     what = "row" if kept["dim"] == "y" else "column"
     x = (f"cycles a {what}", frequency)
-    return [line_plot("Power spectrum of the levels", x, f"({unit or '?'})²", known, log=True)]
+    return [line_plot("Power spectrum of the levels", x, f"({unit})²" if unit else "power", known, log=True)]
 
 
 def _curve(text: str) -> Floats:
