@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import dask.array as da
 import numpy as np
@@ -10,11 +11,18 @@ import pytest
 import xarray as xr
 from astropy import units as u
 from astropy.io import fits
-from astropy.nddata import CCDData, NDData, StdDevUncertainty
+from astropy.nddata import (
+    CCDData,
+    InverseVariance,
+    NDData,
+    StdDevUncertainty,
+    UnknownUncertainty,
+    VarianceUncertainty,
+)
 
 import skylevel as sl
 from programs import image_of, write_exposure, write_raw
-from scenes import RGGB, make_frame, make_image, make_mosaic, make_raw_frame
+from scenes import GRBG, RGGB, make_frame, make_image, make_mosaic, make_raw_frame
 from skylevel.errors import SettingsError, ShapeError, UnsupportedFrameError
 
 
@@ -149,9 +157,140 @@ class TestArraysAndNDData:
         with pytest.raises(UnsupportedFrameError, match="no color_filter_array"):
             sl.level_channels(raw)
 
-    def test_an_image_has_two_dimensions(self) -> None:
-        with pytest.raises(ShapeError, match=r"two dimensions \(y, x\), this one 3"):
-            sl.level_rows(np.zeros((2, 3, 4)))
+    def test_masked_pixels_of_a_mosaic_do_not_count_and_stay(self) -> None:
+        raw, mask = make_mosaic((240, 260)), np.zeros((240, 260), bool)
+        mask[60:90, 100:140] = True
+        spoilt = np.where(mask, 16000, raw).astype(raw.dtype)
+        out = sl.level_channels(NDData(spoilt, mask=mask), color_filter_array=RGGB)
+        gaps = make_raw_frame(np.where(mask, 0, raw))
+        np.testing.assert_array_equal(out.data[~mask], sl.level_channels(gaps)["sci"].values[~mask])
+        assert out.data[mask].min() > 10000
+
+    @pytest.mark.parametrize("masked", [NDData, np.ma.MaskedArray])
+    def test_a_mask_counts_whoever_has_it(self, masked: type) -> None:
+        mask = np.zeros(self.IMAGE.shape, bool)
+        mask[:, 30:60] = True
+        spoilt = np.where(mask, 50.0, self.IMAGE).astype(np.float32)
+        out = sl.level_rows(masked(spoilt, mask=mask))
+        assert isinstance(out, masked)
+        np.testing.assert_array_equal(out.mask, mask)
+        np.testing.assert_array_equal(out.data, sl.level_rows(NDData(spoilt, mask=mask)).data)
+        assert out.data[mask].min() > 40
+        whole = masked(self.IMAGE)
+        np.testing.assert_array_equal(sl.level_rows(whole).data, sl.level_rows(self.IMAGE))
+        with pytest.raises(ShapeError, match=r"the image is \(120, 140\), its mask \(3, 3\)"):
+            sl.level_rows(NDData(self.IMAGE, mask=np.zeros((3, 3), bool)))
+
+    @pytest.mark.parametrize("dtype", [np.uint16, np.int32, ">f8"])
+    def test_of_any_numbers_masked_too(self, dtype: str | type) -> None:
+        image = np.nan_to_num(1000 * self.IMAGE).astype(dtype)
+        expected = sl.level_rows(image.astype(np.float64 if dtype == ">f8" else np.float32))
+        for given in (image, NDData(image, mask=np.zeros(image.shape, bool)), make_frame(image)):
+            out = sl.level_rows(given)
+            levelled = out["sci"].values if isinstance(out, xr.Dataset) else np.asarray(getattr(out, "data", out))
+            np.testing.assert_array_equal(levelled.astype(expected.dtype), expected)
+
+    def test_a_data_array_comes_back_as_one(self) -> None:
+        image = xr.DataArray(self.IMAGE, dims=("row", "column"), coords={"row": np.arange(120)}, attrs={"units": "DN"})
+        out = sl.level_rows(image)
+        xr.testing.assert_identical(out, image.copy(data=sl.level_rows(self.IMAGE)))
+        lazy = sl.level_rows(image.chunk(row=50))
+        assert isinstance(lazy.data, da.Array)
+        xr.testing.assert_identical(lazy.compute(), out)
+        assert isinstance(sl.level_rows(lazy.data), da.Array)
+        raw = xr.DataArray(make_mosaic((240, 260)), dims=("y", "x"), name="raw")
+        assert sl.level_channels(raw, color_filter_array=RGGB).name == "raw"
+
+    @pytest.mark.parametrize("kind", [StdDevUncertainty, VarianceUncertainty, InverseVariance])
+    def test_an_uncertainty_grows_as_its_pixels(self, kind: type) -> None:
+        raw, std = make_mosaic((240, 260)), StdDevUncertainty(np.full((240, 260), 5.0))
+        flags, psf = np.ones((240, 260), np.uint8), np.ones((3, 3))
+        ccd = CCDData(raw, unit="adu", uncertainty=std.represent_as(kind), flags=flags, psf=psf)
+        out = sl.level_channels(ccd, sl.Channels(norms={"R": 2, "G": 1}), color_filter_array=RGGB)
+        error = out.uncertainty.represent_as(StdDevUncertainty)
+        assert (error.array[0, 0], error.array[0, 1], error.array[1, 0], error.array[1, 1]) == (10, 5, 5, 5)
+        assert isinstance(out.uncertainty, kind)
+        assert (out.uncertainty.parent_nddata, out.unit) == (out, u.adu)
+        np.testing.assert_array_equal(out.flags, flags)
+        np.testing.assert_array_equal(out.psf, psf)
+
+    def test_an_uncertainty_that_cannot_be_told_is_left_out(self) -> None:
+        raw, error = make_mosaic((240, 260)), np.full((240, 260), 5.0)
+        divided = sl.Channels.preset("best").replace({"correction": "divide", "black_level": 100})
+        ccd = CCDData(raw, unit="adu", uncertainty=StdDevUncertainty(error))
+        assert sl.level_channels(ccd, divided, color_filter_array=RGGB).uncertainty is None
+        unknown = NDData(raw, uncertainty=UnknownUncertainty(error))
+        assert sl.level_channels(unknown, color_filter_array=RGGB).uncertainty is None
+
+
+class TestPattern:
+    RAW = make_mosaic((120, 140))
+
+    @pytest.mark.parametrize("given", ["RGGB", "rggb", ["rg", "gb"], np.array(["RG", "GB"])])
+    def test_may_be_written_as_it_is_elsewhere(self, given: Any) -> None:
+        expected = sl.level_channels(make_raw_frame(self.RAW))
+        np.testing.assert_array_equal(sl.level_channels(self.RAW, color_filter_array=given), expected["sci"])
+        frame = xr.Dataset({"raw": expected["sci"].copy(data=self.RAW)}, attrs={"color_filter_array": given})
+        np.testing.assert_array_equal(sl.level_channels(frame)["sci"], expected["sci"])
+        frame = make_raw_frame(self.RAW, pattern=GRBG)
+        np.testing.assert_array_equal(sl.level_channels(frame, color_filter_array=given)["sci"], expected["sci"])
+
+    @pytest.mark.parametrize(
+        "given", ["", [], "RGB", "R", ["RG", "G"], ["", ""], ["RX", "GB"], [1, 2], [["R", "G"], ["G", "B"]], 7, "R GB"]
+    )
+    def test_that_is_none_is_refused(self, given: Any) -> None:
+        with pytest.raises(SettingsError, match="needs rows of colours of one length, such as"):
+            sl.level_channels(self.RAW, color_filter_array=given)
+        with pytest.raises(SettingsError, match="needs rows of colours of one length, such as"):
+            sl.level_channels(make_raw_frame(self.RAW).assign_attrs(color_filter_array=given))
+
+
+class TestNoImage:
+    """What is no image is refused in words, by each of the ways in which one may be given."""
+
+    @pytest.mark.parametrize(
+        ("image", "reason"),
+        [
+            (np.zeros((0, 5)), r"at least one pixel, this one none: \(0, 5\)"),
+            (np.zeros((5, 0), np.uint16), "at least one pixel"),
+            (np.float32(1), "two dimensions .*, this one 0"),
+            (np.zeros(5), "two dimensions .*, this one 1"),
+            (np.zeros((2, 3, 4)), r"two dimensions \(y, x\), this one 3"),
+            (np.ones((9, 9), complex), "real numbers, this one of complex128"),
+            (np.full((9, 9), "a"), "real numbers, this one of <U1"),
+            (np.full((9, 9), None), "real numbers, this one of object"),
+        ],
+        ids=lambda given: "" if isinstance(given, str) else f"{given.dtype}{given.shape}",
+    )
+    def test_of_any_kind(self, image: np.ndarray, reason: str) -> None:
+        dims = ("y", "x", "z")[: image.ndim]
+        array = xr.DataArray(image, dims=dims)
+        frame = xr.Dataset({"sci": array, "raw": array}, attrs={"color_filter_array": RGGB})
+        # NDData itself refuses objects.
+        kinds = [image, array, array.chunk(), array.chunk().data, frame, frame.chunk()]
+        for given in kinds if image.dtype == object else [*kinds, NDData(image)]:
+            with pytest.raises(ShapeError, match=reason):
+                sl.level_rows(given)
+            pattern = {} if isinstance(given, xr.Dataset) else {"color_filter_array": RGGB}
+            with pytest.raises(ShapeError, match=reason):
+                sl.level_channels(given, **pattern)
+
+    def test_ragged(self) -> None:
+        with pytest.raises(ShapeError, match="all its rows one length"):
+            sl.level_rows([[1, 2], [3]])
+
+    def test_other_dimensions(self) -> None:
+        with pytest.raises(ShapeError, match=r"dimensions \('x', 'y'\); they must be \('y', 'x'\)"):
+            sl.level_rows(make_frame(make_image().image).transpose("x", "y"))
+
+
+@pytest.mark.parametrize("given", ["best", sl.Channels(), {"box_size": 3}])
+def test_a_recipe_is_one_of_its_job(given: object) -> None:
+    with pytest.raises(SettingsError, match=r"needs Rows\(\) or Rows.preset\('best'\)"):
+        sl.level_rows(make_frame(make_image().image), given)
+    wrong = sl.Rows() if isinstance(given, sl.Channels) else given
+    with pytest.raises(SettingsError, match=r"needs Channels\(\) or Channels.preset\('best'\)"):
+        sl.level_channels(make_mosaic((60, 60)), wrong, color_filter_array=RGGB)
 
 
 def test_an_unknown_option_of_run_is_refused(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ class SettingsError(SkylevelError, ValueError):
 
 
 class ShapeError(SkylevelError, ValueError):
-    """Arrays that belong together differ in shape, or an image is not two-dimensional."""
+    """Arrays that belong together differ in shape, or something is no image (y, x) of real numbers."""
 
 
 class NoBackgroundError(SkylevelError, ValueError):

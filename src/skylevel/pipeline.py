@@ -46,8 +46,10 @@ def level(model: Any, recipe: Rows | None = None) -> Any:
         The step hands on something else than one image, or one that was levelled before.
     NoBackgroundError
         No pixel is finite.
+    SettingsError
+        `recipe` is no `Rows`.
     """
-    recipe = recipe or Rows()
+    recipe = Rows.or_default(recipe)
     levelled = level_rows(_frame(model), recipe)
     result = model.copy()
     result.data = levelled["sci"].to_numpy()

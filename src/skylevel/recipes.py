@@ -81,6 +81,16 @@ class Recipe:
             raise SettingsError(f"{cls.name}: unknown preset {name!r}; known: {known}")
         return cls(**cls.presets[name])
 
+    @classmethod
+    def or_default(cls, recipe: Self | None) -> Self:
+        """Return a recipe that was given, or the default settings where none was."""
+        if recipe is None:
+            return cls()
+        if not isinstance(recipe, cls):
+            given = type(recipe).__name__ if isinstance(recipe, Recipe) else repr(recipe)
+            raise SettingsError(f"recipe = {given}: needs {cls.__name__}() or {cls.__name__}.preset('best')")
+        return recipe
+
     def replace(self, settings: Mapping[str, Any]) -> Self:
         """Return a copy with some settings changed; a dotted name (``norms.R``) reaches into a mapping."""
         values = self.to_dict()

@@ -1,5 +1,6 @@
 """Colour-filter arrays: which pixel of a mosaic has which colour."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -8,7 +9,14 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from skylevel.errors import SettingsError
+
 Bool = NDArray[np.bool_]
+
+# Red, green, blue, cyan, magenta, yellow, white, emerald, teal and luminance: all that LibRaw and FITS name.
+COLORS = frozenset("RGBCMYWETL")
+
+_WANTED = "needs rows of colours of one length, such as ('RG', 'GB'), or a square as one text, such as 'RGGB'"
 
 
 @dataclass(frozen=True)
@@ -25,8 +33,27 @@ class ColorPattern:
 
     @classmethod
     def of(cls, rows: Sequence[str]) -> Self:
-        """Make a pattern from its rows, as a frame's attribute `color_filter_array` has them."""
-        return cls(tuple(rows))
+        """Make a pattern from its rows, as a frame's attribute `color_filter_array` has them.
+
+        Parameters
+        ----------
+        rows : sequence of str
+            Or all rows of a square in one text, as BAYERPAT has them. Small letters count as capitals.
+
+        Raises
+        ------
+        SettingsError
+            They are no rectangle of colours.
+        """
+        given = _rows_of_square(rows) if isinstance(rows, str) else rows
+        # As a file may hold them, they are an array.
+        texts = list(given) if isinstance(given, Sequence | np.ndarray) else []
+        if not texts or not all(isinstance(row, str) and row for row in texts):
+            raise SettingsError(f"color_filter_array = {rows!r}: {_WANTED}")
+        capitals = tuple(str(row).upper() for row in texts)
+        if len(set(map(len, capitals))) > 1 or not set("".join(capitals)) <= COLORS:
+            raise SettingsError(f"color_filter_array = {rows!r}: {_WANTED}")
+        return cls(capitals)
 
     @cached_property
     def letters(self) -> NDArray[np.str_]:
@@ -64,3 +91,9 @@ class ColorPattern:
     def divides(self, sides: tuple[int, int]) -> bool:
         """Return whether a rectangle of these sides (y, x) holds whole periods."""
         return all(side % period == 0 for side, period in zip(sides, self.period, strict=True))
+
+
+def _rows_of_square(letters: str) -> list[str]:
+    """Return the rows of a square pattern in one text; none where it is no square."""
+    side = math.isqrt(len(letters))
+    return [letters[k : k + side] for k in range(0, len(letters), side)] if side**2 == len(letters) > 1 else []

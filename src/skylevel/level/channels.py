@@ -1,5 +1,7 @@
 """The channel method: from each colour of a mosaic, a smooth background."""
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,7 +24,7 @@ from skylevel.level.background import (
     mesh_fields,
 )
 from skylevel.level.frames import color_pattern, raw_mosaic
-from skylevel.level.images import levels_mosaics
+from skylevel.level.images import image_frames, like
 from skylevel.level.smooth import estimate_smooth, subtract_smooth
 from skylevel.recipes import Channels
 
@@ -30,25 +32,32 @@ from skylevel.recipes import Channels
 _ROUNDS = 5
 
 
-@levels_mosaics
-def level_channels(frame: xr.Dataset, recipe: Channels | None = None) -> xr.Dataset:
+def level_channels(
+    frame: Any, recipe: Channels | None = None, *, color_filter_array: Sequence[str] | None = None
+) -> Any:
     """Subtract a smooth background from each colour of a camera raw frame.
 
     Parameters
     ----------
-    frame : Dataset, ndarray (y, x) or NDData
+    frame : Dataset, array (y, x), DataArray or NDData
         A Dataset with `raw` (y, x) and the attribute `color_filter_array`, as `skylevel.open_frame` gives; not
-        modified. With an array or an ``NDData`` (such as ``CCDData``), the keyword `color_filter_array` gives the rows
-        of the pattern, such as ``("RG", "GB")``.
+        modified. An array (of NumPy, masked or not, or Dask), a DataArray or an ``NDData`` (such as ``CCDData``) is
+        levelled with the keyword `color_filter_array`. Its masked pixels do not count, and lose their colour's
+        background as the others do.
     recipe : Channels, optional
         By default the method of the night-sky notebook.
+    color_filter_array : sequence of str, optional
+        Rows of the pattern, such as ``("RG", "GB")``, or all of them as BAYERPAT has them, such as ``"RGGB"``. By
+        default the frame's own.
 
     Returns
     -------
     Dataset
         The frame's attributes, and ``sci`` (y, x) float32, the levelled mosaic, with what `estimate_channels`
-        measured. Lazy where the frame is chunked, with the same bits for any chunks. Of an array or ``NDData``, the
-        levelled mosaic as the same.
+        measured. Lazy where the frame is chunked, with the same bits for any chunks. Of anything else, the levelled
+        mosaic as the same, with all that an ``NDData`` or DataArray has beside its pixels. An uncertainty is multiplied
+        by `norms` as its pixels are; it is left out where they are divided (``correction="divide"``), and where it is
+        no standard deviation, variance or inverse variance.
 
     Raises
     ------
@@ -56,8 +65,19 @@ def level_channels(frame: xr.Dataset, recipe: Channels | None = None) -> xr.Data
         No pixel of some channel is above 0. A lazy result raises it when it is computed.
     UnsupportedFrameError
         The frame has no `raw` or no `color_filter_array`.
+    ShapeError
+        The mosaic has not two dimensions, no pixel, or no real numbers; or its mask is of another shape.
+    SettingsError
+        `recipe` is no `Channels`, or `color_filter_array` no rectangle of colours.
     """
-    recipe = recipe or Channels()
+    recipe = Channels.or_default(recipe)
+    pattern = {} if color_filter_array is None else {"color_filter_array": color_filter_array}
+    if not isinstance(frame, xr.Dataset):
+        # A pixel of value 0 is a gap.
+        image, counted = image_frames(frame, "raw", gap=0, **pattern)
+        levelled = subtract_channels(image, estimate_channels(counted, recipe), recipe)
+        return like(frame, levelled, partial(_factors, image, recipe))
+    frame = frame.assign_attrs(pattern)
     estimate = estimate_channels(frame, recipe)
     levelled = subtract_channels(frame, estimate, recipe)
     out = frame.drop_vars("raw").assign({"sci": levelled, **estimate.data_vars})
@@ -110,6 +130,15 @@ def subtract_channels(frame: xr.Dataset, estimate: xr.Dataset, recipe: Channels)
     meshes = gather(estimate["background"].data)
     levelled = map_tiles(_subtract, raw.data, pattern, meshes, how, output=Output(np.float32))
     return xr.DataArray(levelled, dims=raw.dims, attrs=raw.attrs)
+
+
+def _factors(frame: xr.Dataset, recipe: Channels) -> NDArray[np.float32] | None:
+    """Return what each pixel (y, x) is multiplied by; None where it is divided by what was measured."""
+    if recipe.correction == "divide":
+        return None
+    pattern, (n_y, n_x) = color_pattern(frame), frame["raw"].shape
+    of_letter = np.array([[recipe.norms.get(str(c), 1.0) for c in row] for row in pattern.letters], np.float32)
+    return of_letter[np.ix_(np.arange(n_y) % pattern.period[0], np.arange(n_x) % pattern.period[1])]
 
 
 def _meshes(raw: Array, pattern: ColorPattern, box_size: tuple[int, int], recipe: Channels) -> list[Any]:

@@ -7,7 +7,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from skylevel.errors import UnsupportedFrameError
+from skylevel.errors import ShapeError, UnsupportedFrameError
 from skylevel.kernels.pattern import ColorPattern
 
 MESH_DIMS = ("mesh_y", "mesh_x")
@@ -26,14 +26,17 @@ JUDGED: Mapping[str, tuple[str, int]] = {
 
 
 def science_image(frame: xr.Dataset) -> xr.DataArray:
-    """Return a frame's `sci` (y, x).
+    """Return a frame's `sci` (y, x), whole numbers as float32.
 
     Raises
     ------
     UnsupportedFrameError
         It has none.
+    ShapeError
+        It is no image of numbers.
     """
-    return _variable(frame, "sci", "rows are levelled in science images")
+    image = _variable(frame, "sci", "rows are levelled in science images")
+    return image if image.dtype.kind == "f" else image.astype(np.float32)
 
 
 def no_data_mask(frame: xr.Dataset) -> xr.DataArray | None:
@@ -63,6 +66,8 @@ def raw_mosaic(frame: xr.Dataset) -> xr.DataArray:
     ------
     UnsupportedFrameError
         It has none.
+    ShapeError
+        It is no image of numbers.
     """
     return _variable(frame, "raw", "channels are levelled in camera raws")
 
@@ -74,9 +79,11 @@ def color_pattern(frame: xr.Dataset) -> ColorPattern:
     ------
     UnsupportedFrameError
         It has none.
+    SettingsError
+        It is none: see `ColorPattern.of`.
     """
     rows = frame.attrs.get("color_filter_array")
-    if not rows:
+    if rows is None:
         raise UnsupportedFrameError(
             f"{frame_name(frame)}: no color_filter_array; only camera raws have channels to level"
         )
@@ -122,7 +129,26 @@ def unit_power(unit: str, power: int) -> str:
 def _variable(frame: xr.Dataset, name: str, wanted: str) -> xr.DataArray:
     if name not in frame:
         raise UnsupportedFrameError(f"{frame_name(frame)}: has no {name!r}; {wanted}")
-    return frame[name]
+    require_image(image := frame[name])
+    if image.dims != ("y", "x"):
+        raise ShapeError(f"{frame_name(frame)}: {name!r} has the dimensions {image.dims}; they must be ('y', 'x')")
+    return image
+
+
+def require_image(image: Any) -> None:
+    """Refuse what is no image (y, x) of real numbers with at least one pixel.
+
+    Raises
+    ------
+    ShapeError
+        It is none.
+    """
+    if image.ndim != 2:
+        raise ShapeError(f"an image has two dimensions (y, x), this one {image.ndim}: {image.shape}")
+    if 0 in image.shape:
+        raise ShapeError(f"an image has at least one pixel, this one none: {image.shape}")
+    if image.dtype.kind not in "biuf":
+        raise ShapeError(f"an image is of real numbers, this one of {image.dtype}")
 
 
 def few_points(shape: tuple[int, int]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -1,61 +1,82 @@
-"""Images without headers: arrays and astropy's NDData, levelled as frames and given back as they came."""
+"""Images without headers: arrays, DataArrays and astropy's NDData, as frames and given back as they came."""
 
-import functools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from skylevel.errors import ShapeError
+from skylevel.level.frames import require_image
 
-Level = Callable[..., xr.Dataset]
+# By which power of a pixel's factor each kind of uncertainty grows.
+_POWERS: Mapping[str, int] = {"std": 1, "var": 2, "ivar": -2}
 
 
-def levels_images(subtract: Callable[..., xr.DataArray]) -> Callable[[Level], Callable[..., Any]]:
-    """Let a function that levels the `sci` of a frame take arrays and NDData too.
+def image_frames(image: Any, name: str, *, gap: float, **attrs: Any) -> tuple[xr.Dataset, xr.Dataset]:
+    """Return an image as a frame: as it is, to subtract from, and with `gap` where it is masked, to measure.
 
-    `subtract`, given a frame, what was measured of it and the recipe, returns its levelled image.
+    Parameters
+    ----------
+    image : array (y, x), DataArray or NDData
+        Of NumPy, masked or not, or Dask; not modified.
+    name : str
+        Of the frame's variable.
+    gap : float
+        What a pixel holds that does not count.
+    **attrs
+        Of the frame.
+
+    Raises
+    ------
+    ShapeError
+        It is no image of numbers, or its mask has another shape.
     """
-
-    def decorated(level: Level) -> Callable[..., Any]:
-        @functools.wraps(level)
-        def any_image(frame: Any, recipe: Any = None) -> Any:
-            if isinstance(frame, xr.Dataset):
-                return level(frame, recipe)
-            image = _pixels(frame)
-            masked = np.where(_mask(frame), np.nan, image) if _mask(frame) is not None else image
-            measured = level(_frame("sci", masked, frame, {}), recipe)
-            # Masked pixels were not measured, and lose their row's level as the others do.
-            return _like(frame, subtract(_frame("sci", image, frame, {}), measured, recipe).to_numpy())
-
-        return any_image
-
-    return decorated
+    pixels, unit = _pixels(image), _unit(image)
+    attrs |= {"unit": unit, "path": "image"}
+    mask = _mask(image, pixels.shape)
+    counted = pixels if mask is None else np.where(mask, gap, pixels)
+    whole, measured = (xr.Dataset({name: (("y", "x"), p, {"units": unit})}, attrs=attrs) for p in (pixels, counted))
+    return whole, measured
 
 
-def levels_mosaics(level: Level) -> Callable[..., Any]:
-    """Let a function that levels the `raw` of a frame take arrays and NDData too, with their pattern."""
+def like(image: Any, levelled: xr.DataArray, factors: Callable[[], Any] = lambda: 1) -> Any:
+    """Return a levelled image as what it came as.
 
-    @functools.wraps(level)
-    def any_mosaic(frame: Any, recipe: Any = None, *, color_filter_array: Sequence[str] | None = None) -> Any:
-        if isinstance(frame, xr.Dataset):
-            return level(frame, recipe)
-        image = _pixels(frame)
-        # A pixel of value 0 is a gap.
-        known = np.where(_mask(frame), 0, image) if _mask(frame) is not None else image
-        attrs = {"color_filter_array": list(color_filter_array or ())}
-        return _like(frame, level(_frame("raw", known, frame, attrs), recipe)["sci"].to_numpy())
-
-    return any_mosaic
+    Parameters
+    ----------
+    image : array, DataArray or NDData
+        Coordinates, mask and all other parts stay.
+    levelled : DataArray (y, x)
+    factors : callable
+        Gives what each pixel (y, x) was multiplied by, as its uncertainty is then; None where that is not known, and
+        the uncertainty is left out.
+    """
+    if isinstance(image, xr.DataArray):
+        return image.copy(data=levelled.data)
+    if isinstance(image, np.ma.MaskedArray):
+        return np.ma.MaskedArray(levelled.data, image.mask.copy())
+    if not _is_nddata(image):
+        return levelled.data
+    # Not every NDData has, or takes, the last two.
+    others = {name: part for name in ("psf", "flags") if (part := getattr(image, name, None)) is not None}
+    kept = {"mask": image.mask, "unit": image.unit, "wcs": image.wcs, "meta": image.meta, **others}
+    return type(image)(levelled.data, uncertainty=_scaled(image.uncertainty, factors), **kept)
 
 
 def _pixels(image: Any) -> Any:
-    pixels = np.asarray(image.data if _is_nddata(image) else image)
-    if pixels.ndim != 2:
-        raise ShapeError(f"an image has two dimensions (y, x), this one {pixels.ndim}: {pixels.shape}")
-    return pixels if pixels.dtype.kind in "u" or pixels.dtype in (np.float32, np.float64) else pixels.astype(np.float32)
+    """Return an image's pixels in the machine's byte order: float32, float64 or unsigned."""
+    held = image.data if _is_nddata(image) or isinstance(image, xr.DataArray) else image
+    try:
+        # Chunks stay chunks.
+        pixels = held if hasattr(held, "dask") else np.asarray(held)
+    except ValueError as error:
+        raise ShapeError("an image has two dimensions (y, x), and all its rows one length") from error
+    require_image(pixels)
+    native = pixels.dtype.newbyteorder("=")
+    known = native.kind == "u" or native in (np.float32, np.float64)
+    return pixels.astype(native if known else np.float32, copy=False)
 
 
 def _is_nddata(image: Any) -> bool:
@@ -64,19 +85,27 @@ def _is_nddata(image: Any) -> bool:
     return nddata is not None and isinstance(image, nddata.NDData)
 
 
-def _mask(image: Any) -> Any:
-    return image.mask if _is_nddata(image) else None
+def _unit(image: Any) -> str:
+    if isinstance(image, xr.DataArray):
+        return str(image.attrs.get("units", ""))
+    return str(image.unit or "") if _is_nddata(image) else ""
 
 
-def _frame(name: str, pixels: Any, image: Any, attrs: dict[str, Any]) -> xr.Dataset:
-    unit = str(image.unit or "") if _is_nddata(image) else ""
-    kept = pixels.astype(np.float32) if name == "sci" and pixels.dtype.kind != "f" else pixels
-    return xr.Dataset({name: (("y", "x"), kept, {"units": unit})}, attrs={"unit": unit, "path": "image", **attrs})
+def _mask(image: Any, shape: tuple[int, ...]) -> Any:
+    mask = image.mask if _is_nddata(image) or isinstance(image, np.ma.MaskedArray) else None
+    if mask is None or mask is np.ma.nomask:
+        return None
+    if np.shape(mask) != shape:
+        raise ShapeError(f"the image is {shape}, its mask {np.shape(mask)}")
+    return np.asarray(mask, bool)
 
 
-def _like(image: Any, levelled: Any) -> Any:
-    """Return a levelled image as what it came as: the other parts of an NDData stay."""
-    if not _is_nddata(image):
-        return levelled
-    parts = {"mask": image.mask, "uncertainty": image.uncertainty, "unit": image.unit, "meta": image.meta}
-    return type(image)(levelled, wcs=image.wcs, **parts)
+def _scaled(uncertainty: Any, factors: Callable[[], Any]) -> Any:
+    if uncertainty is None:
+        return None
+    by, power = factors(), _POWERS.get(uncertainty.uncertainty_type)
+    if isinstance(by, int):
+        return uncertainty
+    if by is None or power is None:
+        return None
+    return type(uncertainty)(uncertainty.array * by**power, unit=uncertainty.unit)

@@ -17,7 +17,7 @@ from skylevel.kernels.tile import Tile
 from skylevel.level.arrays import Array, Output, as_array, beside, gather, later, map_rows, map_tiles
 from skylevel.level.background import box_output, finished_mesh, measure_boxes, mesh_dataset, mesh_fields
 from skylevel.level.frames import JUDGED, about_measured, no_data_mask, science_image
-from skylevel.level.images import levels_images
+from skylevel.level.images import image_frames, like
 from skylevel.level.streams import amplifiers_of, column_amplifiers, estimate_streams, levels_at
 from skylevel.recipes import Rows
 
@@ -30,15 +30,15 @@ _JUDGED_PAIRS, _JUDGED_STEP = 32, 64
 _MASK_ABOUT = {"long_name": "pixels of sources"}
 
 
-@levels_images(lambda frame, measured, recipe: subtract_rows(frame, measured, recipe))
-def level_rows(frame: xr.Dataset, recipe: Rows | None = None) -> xr.Dataset:
+def level_rows(frame: Any, recipe: Rows | None = None) -> Any:
     """Subtract from each detector row its level: the median of its source-free pixels, or the stripes alone.
 
     Parameters
     ----------
-    frame : Dataset, ndarray (y, x) or NDData
-        A Dataset with `sci` (y, x), as `skylevel.open_frame` gives; not modified. An array or an ``NDData`` (such as
-        ``CCDData``) is levelled as an image without header; masked pixels of an ``NDData`` do not count.
+    frame : Dataset, array (y, x), DataArray or NDData
+        A Dataset with `sci` (y, x), as `skylevel.open_frame` gives; not modified. An array (of NumPy, masked or not, or
+        Dask), a DataArray or an ``NDData`` (such as ``CCDData``) is levelled as an image without header. Its masked
+        pixels do not count, and lose their row's level as the others do.
     recipe : Rows, optional
         By default the method of the NIRCam notebook.
 
@@ -46,8 +46,8 @@ def level_rows(frame: xr.Dataset, recipe: Rows | None = None) -> xr.Dataset:
     -------
     Dataset
         The frame's other variables and attributes, and ``sci`` (y, x), levelled, in its own dtype and units, with
-        what `estimate_rows` measured. Lazy where the frame is chunked, with the same bits for any chunks. Of an array
-        or ``NDData``, the levelled image as the same.
+        what `estimate_rows` measured. Lazy where the frame is chunked, with the same bits for any chunks. Of anything
+        else, the levelled image as the same, with all that an ``NDData`` or DataArray has beside its pixels.
 
     Raises
     ------
@@ -55,8 +55,15 @@ def level_rows(frame: xr.Dataset, recipe: Rows | None = None) -> xr.Dataset:
         No pixel of the frame is finite. A lazy result raises it when it is computed.
     UnsupportedFrameError
         The frame has no `sci`.
+    ShapeError
+        The image has not two dimensions, no pixel, or no real numbers; or its mask is of another shape.
+    SettingsError
+        `recipe` is no `Rows`.
     """
-    recipe = recipe or Rows()
+    recipe = Rows.or_default(recipe)
+    if not isinstance(frame, xr.Dataset):
+        image, counted = image_frames(frame, "sci", gap=np.nan)
+        return like(frame, subtract_rows(image, estimate_rows(counted, recipe), recipe))
     estimate = estimate_rows(frame, recipe)
     levelled = frame.assign({"sci": subtract_rows(frame, estimate, recipe), **estimate.data_vars})
     return levelled.assign_coords(estimate.coords).assign_attrs(recipe.provenance())
