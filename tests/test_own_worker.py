@@ -24,6 +24,7 @@ from programs import (
     wait_until,
     write_exposure,
     write_exposures,
+    write_raw,
 )
 from skylevel.errors import SkylevelError, StoreError, WorkerDiedError
 from skylevel.io.store import ProgramStore
@@ -74,6 +75,21 @@ class TestRun:
         told = [line.split(" ", 2)[2] for line in (tmp_path / "skylevel.log").read_text().splitlines()]
         assert told[:2] == ["INFO 1 exposure: 0 done already, to do: 1 rows", "INFO 1 worker on this machine"]
         assert [line.split()[2] for line in told[2:]] == ["read", "measured", "wrote"]
+
+    def test_of_a_camera_raw_says_nothing_else(self, tmp_path: Path) -> None:
+        raw = write_raw(tmp_path / "night.dng")
+        ended = skylevel("run", raw, "--output", tmp_path / "out")
+        assert (ended.returncode, said(ended)) == (0, [])
+        assert skylevel("run", raw, "--output", tmp_path / "quiet", "--quiet").stderr == ""
+
+    def test_opening_a_raw_starts_no_thread(self, tmp_path: Path) -> None:
+        """One of OpenMP's would make forking a worker unsafe."""
+        code = (
+            "import os, sys; from skylevel.io.camera import peek_raw; before = len(os.listdir('/proc/self/task'));"
+            "peek_raw(sys.argv[1]); print(len(os.listdir('/proc/self/task')) - before)"
+        )
+        command = [sys.executable, "-c", code, str(write_raw(tmp_path / "night.dng"))]
+        assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "0\n"
 
     def test_of_several_the_last_one_that_is_left(self, tmp_path: Path) -> None:
         write_exposures(tmp_path / "in", 2, shape=(120, 150))

@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
@@ -153,6 +154,8 @@ class OwnWorker:
 def _serve(calls: Connection, others_end: Connection) -> None:
     """Make the calls that come, until there is nobody any more who would send one."""
     others_end.close()
+    # OpenMP's threads alone make a fork unsafe for rawpy, and who forks has none: it opens raws for their headers alone.
+    warnings.filterwarnings("ignore", "rawpy is being used in a process created by multiprocessing", RuntimeWarning)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with suppress(EOFError, OSError):
         while True:
