@@ -3,15 +3,19 @@
 import dataclasses
 import json
 import math
+import os
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skylevel.errors import SettingsError
+from skylevel.errors import SettingsError, SkylevelError
+from skylevel.io.masks import read_mask
+from skylevel.program.inputs import expand_inputs
 from skylevel.recipes import RECIPES, Channels, Rows, canonical_hash, recipe_named
 from skylevel.settings_file import read_settings
 
@@ -260,3 +264,67 @@ def test_a_recipe_survives_json_and_text(**settings):
 def test_the_canonical_hash_ignores_the_order_of_keys(values):
     assert canonical_hash(values) == canonical_hash(dict(reversed(values.items())))
     assert canonical_hash(values) != canonical_hash(dict(list(values.items())[1:]))
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("[rows]\nbox_size = " + "[" * 3000 + "\n", "nested too deep"),
+        ("[rows]\nbox_size = " + "9" * 5000 + "\n", "cannot read the settings"),
+        ("[rows]\nbox_size = 0x" + "f" * 6000 + "\n", r"rows\.box_size = \(int\): needs a number"),
+        ("[rows.box_size" + ".a" * 3000 + "]\n", r"rows\.box_size = \(dict\): needs a number"),
+        ('[rows]\naxis = "' + "a" * 3000 + '"\n', r"rows\.axis = 'aaaaaa.* \.\.\.: needs one of auto, rows, columns"),
+    ],
+)
+def test_what_no_setting_can_be_is_one_short_line(tmp_path, content, says):
+    path = tmp_path / "settings.toml"
+    path.write_text(content)
+    with pytest.raises(SettingsError, match=says) as caught:
+        Rows().replace(read_settings(path)["rows"])
+    assert len(str(caught.value)) < 300 + len(str(path))
+
+
+def test_settings_may_begin_with_a_mark_of_utf_8(tmp_path):
+    (tmp_path / "settings.toml").write_text("[rows]\nbox_size = 64\n", encoding="utf-8-sig")
+    assert read_settings(tmp_path / "settings.toml") == {"rows": {"box_size": 64}}
+
+
+def test_what_has_no_end_is_no_file_of_settings_or_mask(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with (tmp_path / "hole").open("wb") as stream:
+        stream.truncate(8 << 30)
+    for path, says in ((tmp_path / "pipe", "is no regular file"), ("/dev/zero", "is no regular file"),
+                       (tmp_path / "hole", "is too long"), (tmp_path, "is no regular file")):  # fmt: skip
+        with pytest.raises(SettingsError, match=says):
+            read_settings(Path(path))
+        with pytest.raises(SettingsError, match=says):
+            Rows(mask=str(path))
+        with pytest.raises(SettingsError, match=says):
+            read_mask(str(path), (8, 8))
+
+
+def test_a_file_that_is_missing_is_named_once(tmp_path):
+    absent = tmp_path / "absent"
+    for read in (read_settings, lambda path: Rows(mask=str(path)), lambda path: read_mask(str(path), (8, 8)),
+                 lambda path: list(expand_inputs([f"@{path}"]))):  # fmt: skip
+        with pytest.raises(SkylevelError, match=r"No such file or directory$") as caught:
+            read(absent)
+        assert str(caught.value).count("absent") == 1
+
+
+@pytest.mark.parametrize("cls", RECIPES.values())
+def test_no_number_is_outside_of_what_is_computed_with(cls):
+    for field in dataclasses.fields(cls):
+        if field.type in (int, float):
+            with pytest.raises(SettingsError, match="needs a"):
+                cls(**{field.name: 1e300})
+
+
+@pytest.mark.parametrize(
+    ("cls", "name"),
+    [(Rows, "sky_steepness"), (Rows, "noise_exponent_rms"), (Rows, "group_days"), (Rows, "kernel_fwhm"),
+     (Channels, "kernel_stddev")],
+)  # fmt: skip
+def test_too_small_a_number_is_refused_with_the_range(cls, name):
+    with pytest.raises(SettingsError, match=rf"{name} = 1e-300: needs a value from [0-9.e-]+ to "):
+        cls(**{name: 1e-300})

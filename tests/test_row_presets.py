@@ -14,6 +14,7 @@ from programs import image_of, pixels_of, place_of, record_of, skylevel, skyleve
 from scenes import make_image, real_file
 from skylevel import Rows, level_rows, open_frame
 from skylevel.errors import NoBackgroundError, SettingsError
+from skylevel.io.masks import read_mask
 from skylevel.io.store import ProgramStore
 from skylevel.jobs import JOBS, Facts
 from skylevel.level.streams import combine_streams
@@ -418,6 +419,54 @@ class TestMask:
         (tmp_path / "mask.reg").write_text(text)
         clean, found = (self.masked(tmp_path / "mask.reg", image) for image in spoilt)
         np.testing.assert_array_equal(found, clean)
+
+    @pytest.mark.parametrize(
+        ("text", "n_masked"),
+        [
+            ("image\ncircle(100,100,50)\n-circle(100,100,20)\n", 6580),
+            ("image\n-circle(100,100,20)\ncircle(100,100,50) # color=red\n", 6580),
+            ("image\ncircle(100,100,300000)\n", 256 * 300),
+            ("image\ncircle(9000,9000,5)\n", 0),
+        ],
+    )
+    def test_regions_that_are_cut(self, tmp_path: Path, text: str, n_masked: int) -> None:
+        pytest.importorskip("regions")
+        (tmp_path / "mask.reg").write_text(text)
+        assert read_mask(str(tmp_path / "mask.reg"), (256, 300)).sum() == n_masked
+
+    @pytest.mark.parametrize(
+        ("text", "reason"),
+        [
+            ("image\ncircle(1,1,3)\nphysical\ncircle(5,5,3)\n", "line 3, 'physical': .* is not supported"),
+            ("nothing of the kind\n", "line 1, 'nothing of the kind': "),
+            ("circle(5,5,3)\n", r"line 1, 'circle\(5,5,3\)': A coordinate frame was not found"),
+            ("image\n\ncircle(5,5)\n", r"line 3, 'circle\(5,5\)': "),
+            ("image\ncircle(5,5,x)\n", r"line 2, 'circle\(5,5,x\)': "),
+            ("image\nline(1,1,9,9)\n", "cannot draw <LinePixelRegion.*: it encloses no area"),
+            ("image\npoint(1,1)\n", "cannot draw <PointPixelRegion.*: it encloses no area"),
+            ("image\n# text(1,1) text={a}\n", "cannot draw <TextPixelRegion.*: it encloses no area"),
+            ("image\ncircle(nan,1,1)\n", "cannot draw <CirclePixelRegion"),
+            ("image\n-circle(5,5,3)\n", "holds no region to mask"),
+            ("# only a comment\n", "holds no region to mask"),
+        ],
+    )
+    def test_regions_that_cannot_be_drawn_are_named(self, tmp_path: Path, text: str, reason: str) -> None:
+        pytest.importorskip("regions")
+        (tmp_path / "mask.reg").write_text(text)
+        with pytest.raises(SettingsError, match=rf"mask\.reg: .*{reason}") as caught:
+            read_mask(str(tmp_path / "mask.reg"), (64, 64))
+        assert "\n" not in str(caught.value)
+
+    def test_a_damaged_compressed_one_is_named(self, tmp_path: Path) -> None:
+        path, mask = tmp_path / "mask.fits", np.random.default_rng(1).integers(0, 9, (64, 64)).astype(np.int16)
+        fits.HDUList([fits.PrimaryHDU(), fits.CompImageHDU(mask)]).writeto(path)
+        content = bytearray(path.read_bytes())
+        with fits.open(path, disable_image_compression=True) as hdus:
+            start = hdus[1]._data_offset + hdus[1].header["NAXIS1"] * hdus[1].header["NAXIS2"]
+        content[start : start + 600] = b"\xff" * 600
+        path.write_bytes(content)
+        with pytest.raises(SettingsError, match=r"mask\.fits: cannot read the mask"):
+            read_mask(str(path), (64, 64))
 
     def test_another_content_is_another_recipe(self, tmp_path: Path) -> None:
         path = tmp_path / "mask.fits"

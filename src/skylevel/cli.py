@@ -408,6 +408,7 @@ def _share(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
     index, _, count = text.partition("/")
-    if not (index.isdigit() and count.isdigit()):
+    # More digits than these are no share, and more than Python reads.
+    if not all(number.isdecimal() and len(number) < 10 for number in (index, count)):
         raise SettingsError(f"--partition {text}: needs I/N, such as 3/16")
     return int(index), int(count)

@@ -55,3 +55,9 @@ DIED = "its worker died each time it was tried, the last time alone (out of memo
 
 class SchedulerLostError(ClusterError):
     """The scheduler died or went out of reach in the middle of a run; what was done is stored."""
+
+
+def short(text: str, most: int = 80) -> str:
+    """Return what was given as a message shows it: on one line, its start where it is long."""
+    line = " ".join(text.split())
+    return line if len(line) <= most else f"{line[: most - 4]} ..."

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypedDict, Unpack
 
-from skylevel.errors import SettingsError
+from skylevel.errors import SettingsError, short
+from skylevel.files import cause, digest
 from skylevel.html import table
 from skylevel.version import __version__
 
@@ -47,6 +48,11 @@ class Allowed(TypedDict, total=False):
 
 # Between a mask's path and the digest of its content.
 _DIGEST_MARK, _DIGEST_LENGTH = "#sha256:", 32
+# A mask of the largest mosaics there are, in double precision, has half of it.
+_MOST_MASK_BYTES = 4 << 30
+
+# Images are computed in single precision, which ends at 3e38.
+_LARGEST = 1e30
 
 _ANYTHING: Allowed = {"low": -math.inf, "high": math.inf, "above": -math.inf, "odd": False, "choices": ()}
 
@@ -159,10 +165,10 @@ class Rows(Recipe):
         unit="background rms", decides="mask", source=ROWS_NOTEBOOK))
     kernel_fwhm: float = field(default=3.0, metadata=about(
         "Full width at half maximum of the Gaussian that smooths the image before detection.",
-        unit="pixel", above=0.0, decides="mask", source=ROWS_NOTEBOOK))
+        unit="pixel", low=0.1, high=1000.0, decides="mask", source=ROWS_NOTEBOOK))
     kernel_size: int = field(default=3, metadata=about(
         "Side of that Gaussian's kernel.",
-        unit="pixel", low=1, odd=True, decides="mask", source=ROWS_NOTEBOOK))
+        unit="pixel", low=1, high=1001, odd=True, decides="mask", source=ROWS_NOTEBOOK))
     n_pixels: int = field(default=5, metadata=about(
         "A source has at least this many connected pixels (edges and corners connect).",
         unit="pixel", low=1, decides="mask", source=ROWS_NOTEBOOK))
@@ -195,7 +201,7 @@ class Rows(Recipe):
     sky_steepness: float = field(default=0.015, metadata=about(
         "Method \"streams\": the gradient that is expected of a sky, as a part of its level; how steep this one is, is "
         "read from the data.",
-        above=0.0, high=10.0, decides="measurement", source=STREAMS))
+        low=1e-6, high=10.0, decides="measurement", source=STREAMS))
     large_source_threshold: float = field(default=2.5, metadata=about(
         "Method \"streams\": a large source's blocks of 64 pixels stand this far above sky and stripes.",
         unit="standard deviation", above=0.0, decides="measurement", source=STREAMS))
@@ -207,7 +213,7 @@ class Rows(Recipe):
         low=0.4, high=1.8, decides="measurement", source="spacetelescope/jwst#7262; read from the data"))
     noise_exponent_rms: float = field(default=0.2, metadata=about(
         "Method \"streams\": by how much that exponent may differ.",
-        above=0.0, decides="measurement", source=STREAMS))
+        low=1e-3, high=10.0, decides="measurement", source=STREAMS))
     stripe_gate: float = field(default=2.0, metadata=about(
         "Method \"streams\": stripes below this are taken for none, and a frame without stripes is left alone.",
         unit="standard error", low=0.0, decides="measurement", source=STREAMS))
@@ -226,7 +232,7 @@ class Rows(Recipe):
         decides="group", source=STREAMS))
     group_days: float = field(default=10.0, metadata=about(
         "Length of the time spans within which exposures share a sky; they are counted from MJD 0.",
-        unit="day", above=0.0, decides="group", source=STREAMS))
+        unit="day", low=1e-3, high=1e6, decides="group", source=STREAMS))
     n_levels: int = field(default=32, metadata=about(
         "Levels of deblending; only the segmentation product is deblended.",
         low=1, decides="product", source=ROWS_NOTEBOOK))
@@ -271,7 +277,7 @@ class Channels(Recipe):
         unit="percent", low=0.0, high=100.0, decides="measurement", source=PHOTUTILS_DEFAULT))
     kernel_stddev: float = field(default=1.0, metadata=about(
         "Standard deviation of the Gaussian that fills a colour's gaps (method \"filled\").",
-        unit="pixel", above=0.0, decides="measurement", source=CHANNELS_NOTEBOOK))
+        unit="pixel", low=0.15, high=100.0, decides="measurement", source=CHANNELS_NOTEBOOK))
     estimator: str = field(default="mode", metadata=about(
         "A box's background: its mode (3 median - 2 mean), median or mean, after clipping.",
         choices=("mode", "median", "mean"), decides="measurement", source=CHANNELS_NOTEBOOK))
@@ -344,10 +350,21 @@ def _pinned(mask: str) -> str:
     if not mask or _DIGEST_MARK in mask:
         return mask
     try:
-        content = Path(mask).expanduser().read_bytes()
-    except (OSError, ValueError) as error:
-        raise SettingsError(f"rows.mask = {mask!r}: cannot be read: {error}") from error
-    return f"{Path(mask).expanduser().absolute()}{_DIGEST_MARK}{hashlib.sha256(content).hexdigest()[:_DIGEST_LENGTH]}"
+        path = Path(mask).expanduser().absolute()
+        return f"{path}{_DIGEST_MARK}{mask_digest(path)}"
+    except (OSError, ValueError, RuntimeError) as error:
+        raise SettingsError(f"rows.mask = {mask!r}: cannot be read: {cause(error)}") from error
+
+
+def mask_digest(path: Path) -> str:
+    """Return the digest of a mask's content, as `Rows.mask` holds it.
+
+    Raises
+    ------
+    OSError, ValueError
+        It cannot be read, or is no regular file of a size that a mask can have.
+    """
+    return digest(path, _MOST_MASK_BYTES)[:_DIGEST_LENGTH]
 
 
 def canonical_hash(value: Any) -> str:
@@ -393,7 +410,7 @@ def _checked(recipe: str, setting: dataclasses.Field[Any], value: Any) -> Any:
     label = f"{recipe}.{setting.name}"
     if setting.name == "norms":
         if not isinstance(value, Mapping):
-            raise SettingsError(f"{label} = {value!r}: needs a factor by colour, such as {{R = 1.34}}")
+            raise SettingsError(f"{label} = {_shown(value)}: needs a factor by colour, such as {{R = 1.34}}")
         return {str(k): _number(f"{label}.{k}", setting.metadata, v) for k, v in value.items()}
     if setting.type is bool:
         return _boolean(label, value)
@@ -404,7 +421,7 @@ def _checked(recipe: str, setting: dataclasses.Field[Any], value: Any) -> Any:
     if setting.type is float:
         return number
     if number != int(number):
-        raise SettingsError(f"{label} = {value!r}: needs a whole number")
+        raise SettingsError(f"{label} = {_shown(value)}: needs a whole number")
     return int(number)
 
 
@@ -415,17 +432,29 @@ def _number(label: str, rule: Mapping[str, Any], value: Any) -> float:
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
-        raise SettingsError(f"{label} = {value!r}: needs a number")
+        raise SettingsError(f"{label} = {_shown(value)}: needs a number")
+    if abs(number) > _LARGEST:
+        raise SettingsError(f"{label} = {_shown(value)}: needs a number from {-_LARGEST:g} to {_LARGEST:g}")
     if not (rule["low"] <= number <= rule["high"] and number > rule["above"]):
-        raise SettingsError(f"{label} = {value!r}: {_range(rule)}")
+        raise SettingsError(f"{label} = {_shown(value)}: {_range(rule)}")
     if rule["odd"] and number % 2 != 1:
-        raise SettingsError(f"{label} = {value!r}: needs an odd whole number")
+        raise SettingsError(f"{label} = {_shown(value)}: needs an odd whole number")
     return number
+
+
+def _shown(value: Any) -> str:
+    """Return a value for a message: on one short line, whatever was given."""
+    try:
+        return short(repr(value))
+    except (ValueError, RecursionError):
+        # A number of more digits than Python writes, tables in tables in tables.
+        return f"({type(value).__name__})"
 
 
 def _range(rule: Mapping[str, Any]) -> str:
     if math.isfinite(rule["above"]):
-        return f"needs a value above {rule['above']:g}"
+        most = f", at most {rule['high']:g}" if math.isfinite(rule["high"]) else ""
+        return f"needs a value above {rule['above']:g}{most}"
     if math.isfinite(rule["high"]):
         return f"needs a value from {rule['low']:g} to {rule['high']:g}"
     return f"needs a value of at least {rule['low']:g}"
@@ -437,17 +466,17 @@ def _boolean(label: str, value: Any) -> bool:
         return value
     if isinstance(value, str) and value.lower() in known:
         return known[value.lower()]
-    raise SettingsError(f"{label} = {value!r}: needs true or false")
+    raise SettingsError(f"{label} = {_shown(value)}: needs true or false")
 
 
 def _text(label: str, value: Any) -> str:
     if not isinstance(value, str) or "\0" in value:
-        raise SettingsError(f"{label} = {value!r}: needs text")
+        raise SettingsError(f"{label} = {_shown(value)}: needs text")
     return value
 
 
 def _choice(label: str, choices: tuple[str, ...], value: Any) -> str:
     if value not in choices:
         near = _nearest(str(value), list(choices))
-        raise SettingsError(f"{label} = {value!r}: needs one of {', '.join(choices)}{near}")
+        raise SettingsError(f"{label} = {_shown(value)}: needs one of {', '.join(choices)}{near}")
     return str(value)

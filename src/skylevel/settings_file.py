@@ -8,6 +8,7 @@ from typing import Any
 import tomlkit
 
 from skylevel.errors import SettingsError
+from skylevel.files import cause, read_text
 from skylevel.recipes import Recipe, recipe_named
 
 
@@ -35,9 +36,11 @@ def read_settings(path: Path) -> dict[str, dict[str, Any]]:
         The file cannot be read, is not TOML, or has a table that is no recipe.
     """
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise SettingsError(f"{path}: cannot read the settings: {error}") from error
+        tables = tomllib.loads(read_text(path))
+    except RecursionError as error:
+        raise SettingsError(f"{path}: cannot read the settings: they are nested too deep") from error
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"{path}: cannot read the settings: {cause(error)}") from error
     for name, table in tables.items():
         if not isinstance(table, dict):
             raise SettingsError(f"{path}: {name!r} stands outside a table; put it under [rows] or [channels]")

@@ -361,6 +361,8 @@ def _fill_empty(mesh: Float, good: NDArray[np.bool_]) -> Float:
 
 def _median_filter(mesh: Float, size: int) -> Float:
     """Median over a square window; at the edge, over the part of it inside the mesh."""
+    # What is wider reaches over all of the mesh from any of its boxes.
+    size = min(size, 2 * max(mesh.shape) - 1)
     if size == 1:
         return mesh
     half = size // 2

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from skylevel.errors import PlanError
+from skylevel.files import cause, read_text
 from skylevel.io.frame import FITS_SUFFIXES
 from skylevel.io.names import number_of
 from skylevel.io.remote import file_system
@@ -27,9 +28,6 @@ RAW_SUFFIXES = (
 _OUTPUT_ENDINGS = ("_rowbgsub.fits", "_masked.fits", "_background.fits", ".bkg_subtracted.fits", ".bkg_background.fits")
 _OUTPUT_STARTS = ("detections_segm_",)
 _STORE_NAME = "program.zarr"
-
-# A list or association of a hundred thousand names has a tenth of it.
-_MOST_TEXT_BYTES = 64 << 20
 
 
 class Input(NamedTuple):
@@ -91,7 +89,8 @@ def read_association(path: Path) -> Any:
     OSError, ValueError, RecursionError
         It cannot be read.
     """
-    return json.loads(_read_text(path))
+    # Names in it may be any that a file can have.
+    return json.loads(read_text(path, "surrogateescape"))
 
 
 def _local(given: str, *, recursive: bool) -> Iterator[Input]:
@@ -169,24 +168,12 @@ def _file(path: Path, folder: tuple[str, ...] = ()) -> Input:
     return Input(source, source, folder)
 
 
-def _read_text(path: Path) -> str:
-    """Read a list or association: a file, of a size that one can have."""
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise OSError("is no regular file")
-    with path.open("rb") as stream:
-        content = stream.read(_MOST_TEXT_BYTES + 1)
-    if len(content) > _MOST_TEXT_BYTES or b"\0" in content:
-        raise ValueError("is too long" if len(content) > _MOST_TEXT_BYTES else "is no text")
-    # Names in it may be any that a file can have.
-    return content.decode("utf-8-sig", "surrogateescape")
-
-
 def _listed(path: Path) -> list[str]:
     """Return the inputs in a text file, one a line; blank lines and those after ``#`` do not count."""
     try:
-        lines = [line.strip() for line in _read_text(path).split("\n")]
+        lines = [line.strip() for line in read_text(path, "surrogateescape").split("\n")]
     except (OSError, ValueError) as error:
-        raise PlanError(f"@{path}: cannot read the list: {error}") from error
+        raise PlanError(f"@{path}: cannot read the list: {cause(error)}") from error
     named = [line for line in lines if line and not line.startswith("#")]
     if any(line.startswith("@") for line in named):
         raise PlanError(f"@{path}: names another list; name each list in the command")
@@ -201,7 +188,7 @@ def _associated(path: Path) -> list[Input]:
         members = [member for product in products for member in product["members"]]
         names = [_member(member) for member in members if member.get("exptype", "science") == "science"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise PlanError(f"{path}: not a JWST association: {type(error).__name__}: {error}") from error
+        raise PlanError(f"{path}: not a JWST association: {type(error).__name__}: {cause(error)}") from error
     if not names:
         raise PlanError(f"{path}: the association has no science member")
     # A member that is missing fails alone, when it is read.

@@ -154,7 +154,7 @@ class OwnWorker:
 def _serve(calls: Connection, others_end: Connection) -> None:
     """Make the calls that come, until there is nobody any more who would send one."""
     others_end.close()
-    # OpenMP's threads alone make a fork unsafe for rawpy, and who forks has none: it opens raws for their headers alone.
+    # OpenMP's threads make a fork unsafe for rawpy, and who forks has none: it opens raws for their headers alone.
     warnings.filterwarnings("ignore", "rawpy is being used in a process created by multiprocessing", RuntimeWarning)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with suppress(EOFError, OSError):
