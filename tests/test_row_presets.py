@@ -17,6 +17,7 @@ from skylevel.errors import NoBackgroundError, SettingsError
 from skylevel.io.masks import read_mask
 from skylevel.io.store import ProgramStore
 from skylevel.jobs import JOBS, Facts
+from skylevel.jobs.rows import _time_span
 from skylevel.level.streams import combine_streams
 from skylevel.program.plan import store_url
 from skylevel.program.view import open_program, program_status
@@ -259,6 +260,11 @@ def test_the_default_says_when_another_preset_serves_better(program: Path, capsy
     assert "--preset best" in capsys.readouterr().out
     run(program, "best")
     assert "--preset best" not in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_date_far_off_has_a_time_span() -> None:
+    assert [_time_span(date, 10.0) for date in ("9999-01-01", "nonsense", "")] == ["10d297311", "undated", "undated"]
 
 
 def test_time_spans_part_groups(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The row job: JWST exposures lose the level of each detector row."""
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -251,6 +252,9 @@ def _time_span(date: str, days: float) -> str:
     from astropy.time import Time  # noqa: PLC0415
 
     try:
-        return f"{days:g}d{math.floor(Time(date).mjd / days)}"
+        # Of a year that is far off it warns: the span is told all the same.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return f"{days:g}d{math.floor(Time(date).mjd / days)}"
     except ValueError:
         return "undated"

@@ -16,6 +16,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Concatenate, NamedTuple, ParamSpec
 
+import numpy as np
 import tenacity
 import xarray as xr
 
@@ -144,12 +145,15 @@ def is_transient(error: BaseException | None) -> bool:
 def task(
     function: Callable[Concatenate[Exposure, P], Record],
 ) -> Callable[Concatenate[Exposure, P], Record]:
-    """A task that works in one thread, and is tried again, a bounded number of times, after a transient error."""
+    """A task that works in one thread, and is tried again, a bounded number of times, after a transient error.
+
+    What is no number in its pixels is left out, and none of NumPy's warnings.
+    """
 
     @functools.wraps(function)
     def tried(exposure: Exposure, /, *args: P.args, **kwargs: P.kwargs) -> Record:
         # Workers are as many as there are cores.
-        with in_one_thread():
+        with in_one_thread(), np.errstate(all="ignore"):
             return function(exposure, *args, **kwargs)
 
     return tenacity.retry(
