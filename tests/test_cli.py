@@ -242,7 +242,7 @@ class TestWrongCommands:
             (["--set", "box_size=-1"], "needs a value of at least 1"),
             (["--set", "norms.R=zero"], "norms.R = 'zero': needs a number"),
             (["--set", "threshold.R=1"], "threshold is a single value"),
-            (["--preset", "bset"], "unknown preset 'bset'"),
+            (["--preset", "bset"], "(did you mean 'best'?)"),
             (["--config", "gone.toml"], "gone.toml: cannot read the settings"),
             (["--config", "bad.toml"], "bad.toml: cannot read the settings"),
             (["--config", "table.toml"], "unknown recipe 'row'; known: rows, channels (did you mean 'rows'?)"),
@@ -256,6 +256,10 @@ class TestWrongCommands:
             (["nowhere.fits"], "nowhere.fits: no such file, and nothing matches it"),
             (["other/e00.fits"], "would write the same outputs"),
             (["--partition", "3"], "--partition 3: needs I/N"),
+            (["--partition", "\u00b2/3"], "needs I/N"),
+            (["--partition", "1/" + "9" * 5000], "needs I/N"),
+            (["--cluster", "foo"], "unknown cluster 'foo': needs local, slurm or an address such as tcp://HOST:PORT"),
+            (["--cluster", "foo", "--dry-run"], "unknown cluster 'foo'"),
         ],
         ids=lambda value: " ".join(value) if isinstance(value, list) else "",
     )
@@ -292,6 +296,11 @@ class TestWrongCommands:
         assert cause in process.stderr
         assert len(process.stderr.splitlines()) == 1
         assert list(tmp_path.rglob("*.fits")) == []
+
+    def test_export_of_no_program_makes_no_folder(self, tmp_path: Path) -> None:
+        process = skylevel("export", tmp_path / "typo")
+        assert (process.returncode, len(process.stderr.splitlines())) == (2, 1)
+        assert not (tmp_path / "typo").exists()
 
     def test_no_input(self) -> None:
         process = skylevel("run")

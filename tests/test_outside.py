@@ -429,6 +429,37 @@ class TestFolders:
         _, said = run_here(capfd, tmp_path / "in", *run)
         assert "changes nothing" not in said
 
+    @pytest.mark.parametrize(
+        ("write", "option", "job"),
+        [
+            (write_exposure, ("--set", "channels.box_size=7"), "channels"),
+            (write_exposure, ("--set", "norms.R=1"), "channels"),
+            (write_exposure, ("--config", "night.toml"), "channels"),
+            (write_raw, ("--set", "threshold=3"), "rows"),
+            (write_raw, ("--keep", "background,segmentation"), "rows"),
+        ],
+    )
+    def test_an_option_for_which_nothing_is_there(
+        self, tmp_path: Path, capfd: Any, monkeypatch: pytest.MonkeyPatch, write: Any, option: tuple[str, str], job: str
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        Path("night.toml").write_text("[channels]\nbox_size = 64\n")
+        for writer, name in ((write_exposure, "e.fits"), (write_raw, "n.dng")):
+            writer(tmp_path / "both" / name)
+        run = ("--output", tmp_path / "out", "--dry-run", *option)
+        given = write(tmp_path / "in" / ("e.fits" if write is write_exposure else "n.dng"))
+        status, said = run_here(capfd, given, *run)
+        named = f"{option[0]} {option[1].removeprefix('background,')}"
+        assert (status, said.count("changes nothing")) == (0, 1)
+        assert f"skylevel: {named} changes nothing: it is one of {job}, and no exposure" in said
+        assert "changes nothing" not in run_here(capfd, tmp_path / "both", *run)[1]
+
+    def test_a_colour_that_no_exposure_has(self, tmp_path: Path, capfd: Any) -> None:
+        run = (write_raw(tmp_path / "in" / "n.dng"), "--output", tmp_path / "out", "--dry-run", "--set", "norms.R=2")
+        assert "changes nothing" not in run_here(capfd, *run)[1]
+        said = run_here(capfd, *run, "--set", "norms.Q=7")[1]
+        assert "--set norms.Q=7 changes nothing: no exposure has that colour" in said
+
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[str]:

@@ -19,11 +19,12 @@ from astropy.nddata import (
     UnknownUncertainty,
     VarianceUncertainty,
 )
+from distributed import Client
 
 import skylevel as sl
 from programs import image_of, write_exposure, write_raw
 from scenes import GRBG, RGGB, make_frame, make_image, make_mosaic, make_raw_frame
-from skylevel.errors import SettingsError, ShapeError, UnsupportedFrameError
+from skylevel.errors import ClusterError, SettingsError, ShapeError, UnsupportedFrameError
 
 
 def test_every_public_name_is_there() -> None:
@@ -296,3 +297,14 @@ def test_a_recipe_is_one_of_its_job(given: object) -> None:
 def test_an_unknown_option_of_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="unknown option 'overwite'; known: layout, keep, overwrite, "):
         sl.run(tmp_path, tmp_path / "out", overwite=True)
+
+
+def test_export_takes_where_to_run(tmp_path: Path, client: Client) -> None:
+    output = tmp_path / "out"
+    sl.run(write_exposure(tmp_path / "a.fits"), output, client=client)
+    written, before = output / "a_rowbgsub.fits", image_of(output / "a_rowbgsub.fits")
+    written.unlink()
+    assert [record.name for record in sl.export(output, client=client).done] == ["a"]
+    np.testing.assert_array_equal(image_of(written), before)
+    with pytest.raises(ClusterError, match="unknown cluster 'foo'"):
+        sl.export(output, cluster="foo")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from skylevel.jobs.writing import write_frame
     from skylevel.level import background_image, level_channels, level_rows
     from skylevel.memory import keep_freed_memory
-    from skylevel.program.run import export_program as export
+    from skylevel.program.export import export
     from skylevel.program.run import run
     from skylevel.program.view import open_program
     from skylevel.program.view import program_status as status
@@ -32,7 +32,7 @@ _HOMES = {
     "SkylevelError": ("skylevel.errors", "SkylevelError"),
     "__version__": ("skylevel.version", "__version__"),
     "background_image": ("skylevel.level", "background_image"),
-    "export": ("skylevel.program.run", "export_program"),
+    "export": ("skylevel.program.export", "export"),
     "flux_per_pixel": ("skylevel.io.jwst", "flux_per_pixel"),
     "frame_wcs": ("skylevel.io.jwst", "frame_wcs"),
     "keep_freed_memory": ("skylevel.memory", "keep_freed_memory"),

@@ -3,7 +3,7 @@
 import io
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from click.shell_completion import CompletionItem
 from skylevel import __version__
 from skylevel.errors import SchedulerLostError, SettingsError, SkylevelError
 from skylevel.interrupts import STOPPED
-from skylevel.recipes import RECIPES, Recipe
+from skylevel.recipes import RECIPES, Recipe, nearest
 from skylevel.terminal import errors, logging_to, paths, print_json, reporting, say, terminal_handler
 
 if TYPE_CHECKING:
@@ -66,6 +66,14 @@ def run_command() -> int:
     return WRONG
 
 
+def _known_cluster(context: click.Context, parameter: click.Parameter, value: str) -> str:
+    """Check where to run before anything is done, as far as a word tells."""
+    if value not in ("local", "slurm") and "://" not in value:
+        wanted = "local, slurm or an address such as tcp://HOST:PORT"
+        raise click.BadParameter(f"unknown cluster {value!r}: needs {wanted}", context, parameter)
+    return value
+
+
 def _among(*words: str) -> Any:
     """Return what completes one of these words on a shell's command line."""
     return lambda _context, _parameter, incomplete: [word for word in words if word.startswith(incomplete)]
@@ -107,7 +115,7 @@ def _where_options(function: Callable[..., int]) -> Callable[..., int]:
         ),
         click.option(
             "--cluster", default="local", show_default=True, metavar="local|slurm|tcp://HOST:PORT",
-            help="Where to run.", shell_complete=_among("local", "slurm"),
+            help="Where to run.", shell_complete=_among("local", "slurm"), callback=_known_cluster,
         ),
     ):  # fmt: skip
         function = option(function)
@@ -192,11 +200,11 @@ def run(inputs: tuple[str, ...], output: str, **options: Any) -> int:
             output,
             recipe=list(recipes.values()) if options["recipe"] == "auto" else recipes[options["recipe"]],
             layout=options["layout"],
-            keep=[word.strip() for word in options["keep"].split(",") if word.strip()],
+            keep=_kept(options["keep"]),
             recursive=options["recursive"],
             again=options["again"],
         )
-    _remark_on_preset(options["preset"], plan)
+    _remark_on_unused(options, plan)
     what = {"overwrite": options["overwrite"], "verify": options["verify"]}
     if options["dry_run"]:
         with logging_to([terminal_handler()]):
@@ -214,15 +222,41 @@ def run(inputs: tuple[str, ...], output: str, **options: Any) -> int:
     return FAILED if result.failed else 0
 
 
-def _remark_on_preset(preset: str | None, plan: "list[Exposure]") -> None:
-    """Say where a preset changes nothing, as no exposure is of its kind."""
-    knowing = [name for name, recipe in RECIPES.items() if preset in recipe.presets]
-    if preset and not any(exposure.recipe.name in knowing for exposure in plan):
-        say(
-            f"skylevel: --preset {preset} changes nothing: it is one of {' and '.join(knowing)}, "
-            "and no exposure is levelled by that",
-            to=errors,
-        )
+def _remark_on_unused(options: Mapping[str, Any], plan: "list[Exposure]") -> None:
+    """Say which options change nothing, as no exposure is of the kind that they are for."""
+    levelled_by = {exposure.recipe.name for exposure in plan}
+    for option, names in _addressed(options):
+        if not levelled_by & set(names):
+            say(
+                f"skylevel: {option} changes nothing: it is one of {' and '.join(names)}, "
+                "and no exposure is levelled by that",
+                to=errors,
+            )
+    known = [exposure.facts.attributes.get("color_filter_array") or () for exposure in plan if exposure.facts]
+    for setting in options["settings"]:
+        field, _, color = setting.partition("=")[0].removeprefix("channels.").partition(".")
+        if field == "norms" and any(known) and color not in set("".join("".join(rows) for rows in known)):
+            say(f"skylevel: --set {setting} changes nothing: no exposure has that colour", to=errors)
+
+
+def _addressed(options: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
+    """Yield each option that is not for every exposure, and the recipes that it is for."""
+    from skylevel.jobs import JOBS
+
+    if preset := options["preset"]:
+        yield f"--preset {preset}", [name for name, recipe in RECIPES.items() if preset in recipe.presets]
+    if tables := _settings_of(options["config"]):
+        yield f"--config {options['config']}", list(tables)
+    for setting in options["settings"]:
+        prefix = setting.partition("=")[0].partition(".")[0]
+        having = [name for name, recipe in RECIPES.items() if prefix in recipe.__dataclass_fields__]
+        yield f"--set {setting}", [prefix] if prefix in RECIPES else having
+    for word in _kept(options["keep"]):
+        yield f"--keep {word}", [name for name, job in JOBS.items() if word in job.products]
+
+
+def _kept(words: str) -> list[str]:
+    return [word.strip() for word in words.split(",") if word.strip()]
 
 
 @commands.command(
@@ -234,9 +268,13 @@ def _remark_on_preset(preset: str | None, plan: "list[Exposure]") -> None:
 def export(output: str, as_json: bool, cluster: str, workers: int | None, quiet: bool) -> int:
     """Write the FITS files of OUTPUT again from its store, without measuring."""
     paths.learn((), output)
+    from skylevel.io.store import ProgramStore
+    from skylevel.program.plan import read_plan, store_url
     from skylevel.program.run import Target, export_program
     from skylevel.tables import print_result
 
+    # Where there is no program, no log of it is begun.
+    read_plan(ProgramStore(store_url(output)))
     with reporting(output, quiet=quiet) as progress:
         result = export_program(output, target=Target(cluster=cluster, workers=workers), progress=progress)
     print_result(result, as_json=as_json)
@@ -387,7 +425,7 @@ def _preset(preset: str, names: list[str]) -> dict[str, Recipe]:
     knowing = [name for name in names if preset in RECIPES[name].presets]
     if not knowing:
         known = sorted({known for name in names for known in RECIPES[name].presets})
-        raise SettingsError(f"unknown preset {preset!r}; known: {', '.join(known)}")
+        raise SettingsError(f"unknown preset {preset!r}; known: {', '.join(known)}{nearest(preset, known)}")
     return {name: RECIPES[name].preset(preset) for name in knowing}
 
 

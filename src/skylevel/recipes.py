@@ -83,7 +83,7 @@ class Recipe:
     def preset(cls, name: str) -> Self:
         """Return the recipe under a well-known name; ``"notebook"`` is the default settings."""
         if name not in cls.presets:
-            known = ", ".join(cls.presets) + _nearest(name, list(cls.presets))
+            known = ", ".join(cls.presets) + nearest(name, list(cls.presets))
             raise SettingsError(f"{cls.name}: unknown preset {name!r}; known: {known}")
         return cls(**cls.presets[name])
 
@@ -382,11 +382,12 @@ def recipe_named(name: str) -> type[Recipe]:
         There is no recipe of that name.
     """
     if name not in RECIPES:
-        raise SettingsError(f"unknown recipe {name!r}; known: {', '.join(RECIPES)}{_nearest(name, list(RECIPES))}")
+        raise SettingsError(f"unknown recipe {name!r}; known: {', '.join(RECIPES)}{nearest(name, list(RECIPES))}")
     return RECIPES[name]
 
 
-def _nearest(name: str, known: list[str]) -> str:
+def nearest(name: str, known: list[str]) -> str:
+    """Return what ends a message on an unknown name: the known one that may be meant; empty where there is none."""
     near = difflib.get_close_matches(name, known, n=1)
     return f" (did you mean {near[0]!r}?)" if near else ""
 
@@ -395,7 +396,7 @@ def _assign(recipe: str, values: dict[str, Any], dotted: str, value: Any) -> Non
     key, _, inner = dotted.partition(".")
     if key not in values:
         raise SettingsError(
-            f"{recipe}: unknown setting {key!r}{_nearest(key, list(values))}; known: {', '.join(values)}"
+            f"{recipe}: unknown setting {key!r}{nearest(key, list(values))}; known: {', '.join(values)}"
         )
     if not inner:
         values[key] = value
@@ -477,6 +478,6 @@ def _text(label: str, value: Any) -> str:
 
 def _choice(label: str, choices: tuple[str, ...], value: Any) -> str:
     if value not in choices:
-        near = _nearest(str(value), list(choices))
+        near = nearest(str(value), list(choices))
         raise SettingsError(f"{label} = {_shown(value)}: needs one of {', '.join(choices)}{near}")
     return str(value)
