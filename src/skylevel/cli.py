@@ -182,18 +182,18 @@ def run(inputs: tuple[str, ...], output: str, **options: Any) -> int:
     let_xarray_ask()
     from skylevel.program.associations import write_associations
     from skylevel.program.plan import make_plan
-    from skylevel.program.run import Target, run_partition, run_plan
-    from skylevel.report.page import get_ready
-    from skylevel.tables import print_plan, print_result, report_of
 
-    # It shares what is imported by now.
+    # It shares what is imported by now; the rest is not for it, and is imported while it gets ready.
     own = click.get_current_context().with_resource(
         own_worker(
             wanted=not share and not options["dry_run"] and options["cluster"] == "local",
             at_once=len(inputs) == 1 and Path(inputs[0]).is_file(),
-            meanwhile=None if options["no_report"] else get_ready,
+            meanwhile=None if options["no_report"] else _import_report,
         )
     )
+    from skylevel.program.run import Target, run_partition, run_plan
+    from skylevel.tables import print_plan, print_result, report_of
+
     with logging_to([terminal_handler(options["quiet"])]):
         plan = make_plan(
             inputs,
@@ -220,6 +220,12 @@ def run(inputs: tuple[str, ...], output: str, **options: Any) -> int:
     write_report = partial(report_of, result, shared={exposure.name for exposure in plan} if share else ())
     print_result(result, as_json=options["as_json"], write_report=None if options["no_report"] else write_report)
     return FAILED if result.failed else 0
+
+
+def _import_report() -> None:
+    from skylevel.report.page import get_ready
+
+    get_ready()
 
 
 def _remark_on_unused(options: Mapping[str, Any], plan: "list[Exposure]") -> None:
