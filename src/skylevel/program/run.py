@@ -221,7 +221,7 @@ def run_plan(
                 if isinstance(progress, NotebookBar):
                     progress.dashboard, progress.failed = workers.dashboard, session.result.failed
                 _execute(session, workers, progress)
-        _describe(session)
+        _finish(session)
     return session.result
 
 
@@ -245,7 +245,7 @@ def run_partition(
         if left:
             refused = impossible(left, session.needs, process_memory(), in_blocks=False)
             _execute(session, OneByOne(session.store.url, refused), progress)
-        _describe(session)
+        _finish(session)
     return session.result
 
 
@@ -281,7 +281,7 @@ def _export(
         session = _Session(store, lock, plan, plan, steps, forecast(measured), result)
         with target.work(store.url, measured, session.needs) as workers:
             _execute(session, workers, progress)
-        _describe(session)
+        _finish(session)
     return result
 
 
@@ -358,6 +358,16 @@ def _execute(session: _Session, workers: Workers, progress: Progress | None) -> 
             _execute_groups(session, workers, counted(progress, len(alone), total))
 
 
+def _finish(session: _Session) -> None:
+    """Describe what was measured, ask jobs for advice, and remove what killed workers left, of earlier runs too."""
+    _describe(session)
+    session.result.advice.extend(_advice(session))
+    # Those that another share is writing are not this run's.
+    own = [exposure for exposure in session.plan if exposure.name in session.steps]
+    session.store.remove_leftovers([e.place for e in own if e.place], {exposure.name for exposure in own})
+    remove_leftovers(url for exposure in own for url in exposure.outputs.values())
+
+
 def _describe(session: _Session) -> None:
     """Write what is known of the exposures beside what was measured of them, unless an earlier run did."""
     try:
@@ -365,7 +375,6 @@ def _describe(session: _Session) -> None:
     except (OSError, StoreError) as error:
         # Such as a full disk: what is measured is stored without it, and the next run writes it.
         log.warning("%s: names and header facts are not written: %s", session.store.name, error)
-    session.result.advice.extend(_advice(session))
 
 
 def _advice(session: _Session) -> list[str]:
@@ -476,7 +485,6 @@ def _collect(session: _Session, outcomes: Iterable[Outcome], progress: Progress)
     """Log and keep each exposure's outcome as it comes."""
     store = session.store
     failed_before = store.failures()
-    worked: list[Exposure] = []
     for count, (exposure, outcome) in enumerate(outcomes, 1):
         session.lock.require()
         if isinstance(outcome, Record):
@@ -485,10 +493,7 @@ def _collect(session: _Session, outcomes: Iterable[Outcome], progress: Progress)
                 store.forget_failure(exposure.name)
         else:
             _fail(session, exposure, outcome)
-        worked.append(exposure)
         progress(count, 0)
-    store.remove_leftovers([e.place for e in worked if e.place], {exposure.name for exposure in worked})
-    remove_leftovers(url for exposure in worked for url in exposure.outputs.values())
 
 
 def _fail(session: _Session, exposure: Exposure, error: BaseException) -> None:
