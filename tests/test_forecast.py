@@ -123,7 +123,7 @@ def test_a_plan_that_does_not_fit_on_the_disk_is_refused(tmp_path, monkeypatch):
     write_exposures(tmp_path, 1)
     plan = make_plan([str(tmp_path)], str(tmp_path / "out"))
     monkeypatch.setattr(module, "free_disk", lambda _: 1000)
-    with pytest.raises(PlanError, match=r"outputs need about .* and 0\.0 MB are free"):
+    with pytest.raises(PlanError, match=r"outputs need about .* and 1\.0 kB are free"):
         require_disk(forecast(plan), str(tmp_path / "out"))
 
 
