@@ -77,6 +77,7 @@ def everything(output: Path) -> dict[str, tuple[int, int]]:
     return {name: stamp for name, stamp in stamps(output).items() if not name.endswith((".json", ".log"))}
 
 
+@pytest.mark.once
 class TestRun:
     def test_all_fine(self, done: tuple[Path, Any]) -> None:
         output, process = done
@@ -377,6 +378,7 @@ class TestOddFiles:
         assert "secret.fits: cannot be read: Permission denied" in process.stderr
 
 
+@pytest.mark.once
 class TestStatusAndExport:
     def test_status_of_what_is_done(self, output: Path) -> None:
         process = skylevel("status", output)
