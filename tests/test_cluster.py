@@ -212,6 +212,14 @@ class TestServerOfWorkers:
         (server,) = parents[0]
         assert psutil.Process(server).ppid() == os.getpid()
 
+    def test_workers_have_the_environment_of_now(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """As credentials that are set, changed or removed between two runs of one Python."""
+        monkeypatch.delenv("SKY_KEY", raising=False)
+        for key in (None, "first", "second", None):
+            monkeypatch.delenv("SKY_KEY", raising=False) if key is None else monkeypatch.setenv("SKY_KEY", key)
+            with connect("local", workers=1, n_exposures=1) as client:
+                assert set(client.run(os.getenv, "SKY_KEY").values()) == {key}
+
     def test_where_its_socket_has_no_room(self, tmp_path: Path) -> None:
         write_exposures(tmp_path / "in", 2)
         far = tmp_path / ("a" * 60) / ("b" * 60)
@@ -239,6 +247,6 @@ def test_workers_do_without_what_numpy_is_slow_with(monkeypatch: pytest.MonkeyPa
     if of_user:
         monkeypatch.setenv(of_user, "")
     with connect("local", workers=1, n_exposures=1) as client:
-        found = client.run(os.environ.get, "NPY_DISABLE_CPU_FEATURES")
+        found = client.run(os.getenv, "NPY_DISABLE_CPU_FEATURES")
     of_ours = " ".join(slow_instructions()) or None
     assert set(found.values()) == {os.environ.get("NPY_DISABLE_CPU_FEATURES") if of_user else of_ours}

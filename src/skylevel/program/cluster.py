@@ -80,6 +80,8 @@ _SQUEUE_EVERY = (1.0, 30.0)
 _IMPORTED = ["distributed", "distributed.nanny", "dask.array", "skylevel.program.tasks", "scipy.spatial"]
 _SOCKET_PATH = 100
 _YOUNG = 3600.0
+# Names of the variables that any cluster of this process began with.
+_ENVIRONMENT: set[str] = set()
 
 
 @contextmanager
@@ -208,7 +210,11 @@ def _way_to_start(folder: str) -> str:
     It takes half the time, and a worker that died is back at once. The server's socket stands in a folder that no other
     user enters, unless this process has had one elsewhere before.
     """
-    if sys.platform != "linux":
+    # The server keeps the environment that it began with: workers are told what was set since, and what was removed no
+    # one can tell them.
+    removed = _ENVIRONMENT - os.environ.keys()
+    _ENVIRONMENT.update(os.environ)
+    if sys.platform != "linux" or removed:
         return "spawn"
     before, tempfile.tempdir = tempfile.tempdir, folder
     try:
@@ -270,6 +276,7 @@ def _start_local(n_workers: int, loop: Any) -> LocalCluster:
         dashboard_address=f"{_LOOPBACK}:0",
         silence_logs=logging.CRITICAL,
         loop=loop,
+        env={**os.environ, **_environment()},
     )
 
 
