@@ -5,7 +5,7 @@ import os
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,25 @@ def _ask(url: str, action: Callable[[Any, str], None], kind: type[SkylevelError]
         cause = _told(error, url)
         told = kind(f"{public_url(url)}: {failed}: {cause.strerror or cause}")
     raise told from cause
+
+
+def is_there(url: str) -> bool:
+    """Return whether a file is there; one whose server does not tell is taken to be.
+
+    Of a web address what was signed on to it is not kept, without which a server may know no such file.
+    """
+    if not is_remote(url):
+        # Path.exists raises where a folder may not be looked into.
+        return os.path.exists(url)  # noqa: PTH110
+    if url.startswith(("http://", "https://")):
+        return True
+    with suppress(Exception):
+        files, path = file_system(url)
+        try:
+            files.info(path)
+        except FileNotFoundError:
+            return False
+    return True
 
 
 @contextmanager

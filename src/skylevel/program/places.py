@@ -1,7 +1,6 @@
 """Where in the store each exposure stands: places that stay, room for new ones, and none that two could share."""
 
 import logging
-import os
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -9,6 +8,7 @@ from pathlib import Path
 
 from skylevel.errors import PlanError, StoreError
 from skylevel.io.nodes import Layout, Place
+from skylevel.io.remote import is_there
 from skylevel.io.store import ProgramStore
 from skylevel.io.urls import is_remote
 from skylevel.jobs.form import layout_of
@@ -33,8 +33,7 @@ def settle(plan: Sequence[Exposure], store: ProgramStore) -> list[Exposure]:
     with store.locked():
         earlier = earlier_plan(store)
         others = _others(earlier, plan, store)
-        gone = [exposure for exposure in others if not _is_there(exposure.source)]
-        dropped = {exposure.name for exposure in gone} - Ledger(store, gone).records.keys()
+        dropped = _gone(others, store)
         whole = in_order([*with_places(plan, earlier), *(e for e in others if e.name not in dropped)])
         layouts, held = _room_for(whole)
         counts = {node: len(names) for node, names in held.items()}
@@ -74,6 +73,14 @@ def _others(earlier: Iterable[Exposure], plan: Sequence[Exposure], store: Progra
     return [exposure for exposure in earlier if spelling(exposure.name) not in names and exposure.source not in sources]
 
 
+def _gone(exposures: Iterable[Exposure], store: ProgramStore) -> set[str]:
+    """Return the names of those that were never measured and whose input is gone."""
+    # To look at one on this machine costs less than to read a record; one elsewhere costs a request.
+    unsure = [exposure for exposure in exposures if is_remote(exposure.source) or not is_there(exposure.source)]
+    measured = Ledger(store, unsure).records
+    return {one.name for one in unsure if one.name not in measured and not is_there(one.source)}
+
+
 def _refuse_other_files(plan: Sequence[Exposure], earlier: Iterable[Exposure], store: ProgramStore) -> None:
     """Refuse a plan of which an exposure would take the place of another file's, which is measured and still there."""
     spelling, sources = spelling_in(store.url), {exposure.source for exposure in plan}
@@ -94,17 +101,11 @@ def _is_another_file(other: Exposure, exposure: Exposure) -> bool:
     """Return whether an earlier exposure is of another file, which is still there: not of one that moved or changed."""
     # Of files elsewhere some servers tell no time of change: any of the same size would be the same.
     tells = exposure.identity.get("changed") not in (None, "None")
-    if (tells and other.identity == exposure.identity) or not _is_there(other.source):
+    if (tells and other.identity == exposure.identity) or not is_there(other.source):
         return False
     with suppress(OSError):
         return not Path(other.source).samefile(exposure.source)
     return True
-
-
-def _is_there(source: str) -> bool:
-    """Return whether an input is still there; one elsewhere is taken to be."""
-    # Path.exists raises where a folder may not be looked into.
-    return is_remote(source) or os.path.exists(source)  # noqa: PTH110
 
 
 def earlier_plan(store: ProgramStore) -> list[Exposure]:
