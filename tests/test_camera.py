@@ -370,6 +370,7 @@ def changed_tag(path: Path, tag: int, code: str, value: int) -> Path:
     return path
 
 
+@pytest.mark.packages
 class TestMemoryThatLibRawLeavesUnwritten:
     @pytest.fixture
     def noise_as_jpeg(self, make_dng):

@@ -234,6 +234,7 @@ class TestOptions:
 class TestWrongCommands:
     """Status 2, one clear line, nothing run and nothing written."""
 
+    @pytest.mark.packages
     @pytest.mark.parametrize(
         ("arguments", "cause"),
         [

@@ -70,6 +70,7 @@ class TestVariables:
         assert out["background"].sel(mesh_y=70, mesh_x=30, method="nearest") == out["background"][1, 0]
 
 
+@pytest.mark.packages
 class TestBackgroundImage:
     def test_of_rows_is_lazy_and_smooth(self) -> None:
         frame = make_frame(make_image((230, 240), gradient=0.2, sources=0).image)
@@ -97,6 +98,7 @@ class TestBackgroundImage:
             sl.background_image(make_frame())
 
 
+@pytest.mark.packages
 class TestWriteFrame:
     def test_rows_as_a_run_writes_them(self, tmp_path: Path) -> None:
         path = write_exposure(tmp_path / "in" / "a.fits")

@@ -467,6 +467,7 @@ class TestChangedSettings:
         assert "the recipe 'channels' does not level this kind of file" in result.failed["e00"]
 
 
+@pytest.mark.packages
 class TestExport:
     def test_files_are_written_again_from_the_store(self, copied: Program) -> None:
         pixels, measured = pixels_of(copied.output), measurements(copied.output)

@@ -60,6 +60,7 @@ def digest() -> str:
     return hashlib.sha256(b"".join(np.ascontiguousarray(v).tobytes() for v in numbers)).hexdigest()
 
 
+@pytest.mark.packages
 @pytest.mark.parametrize("without", [AVX512, FOUND], ids=["without AVX-512", "with the least"])
 def test_the_same_bits_on_other_processors(without: list[str]) -> None:
     if not without:
