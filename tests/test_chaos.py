@@ -27,7 +27,7 @@ from test_faults import Dask, end_session, wait_until, workers_of
 
 pytestmark = pytest.mark.slow
 
-ROUNDS = int(os.environ.get("SKYLEVEL_CHAOS_ROUNDS", "6"))
+ROUNDS = int(os.environ.get("SKYLEVEL_CHAOS_ROUNDS", "10"))
 SEED = int(os.environ.get("SKYLEVEL_CHAOS_SEED", str(random.SystemRandom().randrange(10**6))))
 SOAK = int(os.environ.get("SKYLEVEL_SOAK_EXPOSURES", "0"))
 N_ROWS, N_RAWS = 14, 4
