@@ -19,9 +19,11 @@ import scenes
 from programs import end_session, start_skylevel
 from skylevel.program.cluster import LOCAL_SETTINGS, SCHEDULER_SETTINGS
 
-# A shell makes what it starts in the background deaf to Ctrl-C, and so would be what the tests start.
+# A shell makes what it starts in the background deaf to Ctrl-C, nohup to a hangup; so would be what the tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 hypothesis.settings.register_profile("skylevel", deadline=None, derandomize=True, max_examples=20, database=None)
 hypothesis.settings.load_profile("skylevel")

@@ -203,7 +203,9 @@ class TestPrivateFolder:
 
 
 class TestServerOfWorkers:
-    def test_a_second_cluster_finds_it(self) -> None:
+    def test_a_second_cluster_finds_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        # Other tests removed variables.
+        monkeypatch.setattr("skylevel.program.cluster._ENVIRONMENT", set())
         parents = []
         for _ in range(2):
             with connect("local", workers=2, n_exposures=2) as client:
