@@ -546,6 +546,9 @@ class TestVersions:
 def test_no_such_cluster(exposures: Path, cluster: str, cause: str) -> None:
     with pytest.raises(ClusterError, match=cause):
         sl.run(exposures, exposures.parent / "out", cluster=cluster)
+    if cluster == "nearby":
+        # A word tells before a folder is made.
+        assert not (exposures.parent / "out").exists()
 
 
 class Submissions:

@@ -12,7 +12,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from skylevel import __version__
-from skylevel.errors import SchedulerLostError, SettingsError, SkylevelError
+from skylevel.errors import CLUSTERS, SchedulerLostError, SettingsError, SkylevelError
 from skylevel.interrupts import STOPPED
 from skylevel.recipes import RECIPES, Recipe, nearest
 from skylevel.terminal import errors, logging_to, paths, print_json, reporting, say, terminal_handler
@@ -69,8 +69,7 @@ def run_command() -> int:
 def _known_cluster(context: click.Context, parameter: click.Parameter, value: str) -> str:
     """Check where to run before anything is done, as far as a word tells."""
     if value not in ("local", "slurm") and "://" not in value:
-        wanted = "local, slurm or an address such as tcp://HOST:PORT"
-        raise click.BadParameter(f"unknown cluster {value!r}: needs {wanted}", context, parameter)
+        raise click.BadParameter(f"unknown cluster {value!r}: needs {CLUSTERS}", context, parameter)
     return value
 
 

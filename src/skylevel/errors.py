@@ -49,6 +49,8 @@ class WorkerDiedError(SkylevelError):
     """Whoever worked on an exposure died each time it was tried."""
 
 
+#: What names a cluster.
+CLUSTERS = "local, slurm or an address such as tcp://HOST:PORT"
 #: What a `WorkerDiedError` says.
 DIED = "its worker died each time it was tried, the last time alone (out of memory?)"
 

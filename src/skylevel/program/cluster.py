@@ -110,11 +110,9 @@ def connect(cluster: str, *, workers: int | None, n_exposures: int) -> Iterator[
     elif cluster == "slurm":
         with _slurm(min(workers or 2, n_exposures)) as client:
             yield client
-    elif "://" in cluster:
+    else:
         with _existing(cluster) as client:
             yield client
-    else:
-        raise ClusterError(f"unknown cluster {cluster!r}: needs local, slurm or an address such as tcp://HOST:PORT")
 
 
 def check_workers(client: Client) -> int:

@@ -9,7 +9,7 @@ from functools import partial
 from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
-from skylevel.errors import PlanError, SettingsError, SkylevelError, StoreError
+from skylevel.errors import CLUSTERS, ClusterError, PlanError, SettingsError, SkylevelError, StoreError
 from skylevel.html import table
 from skylevel.io.lock import Lock, Share
 from skylevel.io.names import number_of, printable
@@ -100,6 +100,11 @@ class Target:
     workers: int | None = None
     own: OwnWorker | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse a cluster that is none, before a run begins."""
+        if self.client is None and self.cluster not in ("local", "slurm") and "://" not in self.cluster:
+            raise ClusterError(f"unknown cluster {self.cluster!r}: needs {CLUSTERS}")
+
     def get_ready(self, needs: Mapping[str, Need]) -> None:
         """Begin to make ready whoever will do exposures with such needs, if that can be begun."""
         if self.own and self._does_alone(needs):
@@ -181,6 +186,7 @@ def run(
     """
     if unknown := options.keys() - RunOptions.__annotations__.keys():
         raise SettingsError(f"unknown option {sorted(unknown)[0]!r}; known: {', '.join(RunOptions.__annotations__)}")
+    target = Target(client=client, cluster=cluster, workers=workers)
     given = [inputs] if isinstance(inputs, str | PathLike) else inputs
     output = fspath(output)
     paths = [fspath(path) for path in given]
@@ -193,7 +199,6 @@ def run(
         recursive=options.get("recursive", False),
         again=options.get("again", False),
     )
-    target = Target(client=client, cluster=cluster, workers=workers)
     progress = options.get("progress") or notebook_bar()
     overwrite, verify = options.get("overwrite", False), options.get("verify", False)
     result = run_plan(plan, output, target=target, overwrite=overwrite, verify=verify, progress=progress)
