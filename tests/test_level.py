@@ -600,3 +600,11 @@ def test_a_larger_mosaic_on_threads_has_the_same_bits():
     frame = make_raw_frame(shape=(420, 505), pattern=XTRANS, zeros=40)
     lazy = level_channels(frame.chunk(y=130, x=201))
     assert_same_bits(lazy.compute(scheduler="threads", num_workers=2), level_channels(frame))
+
+
+@pytest.mark.parametrize(("odd", "unit"), [(np.inf, 1), (-np.inf, 1), (np.nan, 1), (9, 1e30)])
+def test_rows_of_odd_numbers_warn_of_nothing(odd: float, unit: float) -> None:
+    """They are left out where they are no numbers, and reckoned with where they are large."""
+    image = make_image((120, 200)).image * np.float32(unit)
+    image[5:50, 20:90] = odd
+    assert np.isfinite(level_rows(image)).sum() == np.isfinite(image).sum()

@@ -49,7 +49,8 @@ def neighbour_scatter(pairs: Floats, kept: Bool) -> Scatter:
     if not pairs.size:
         return Scatter(np.nan, np.nan)
     known = kept & np.isfinite(pairs)
-    both = np.where(known[:, 0] & known[:, 1], pairs[:, 1] - pairs[:, 0], np.nan)
+    both = np.full(pairs[:, 0].shape, np.nan, pairs.dtype)
+    np.subtract(pairs[:, 1], pairs[:, 0], out=both, where=known[:, 0] & known[:, 1])
     middle, n = _row_medians(both)
     usable = n >= _FEWEST_PIXELS
     if not usable.any():
@@ -63,7 +64,7 @@ def neighbour_scatter(pairs: Floats, kept: Bool) -> Scatter:
         return Scatter(np.nan, np.nan)
     mean = np.where(inside, both, 0).sum(axis=-1)[usable] / n[usable]
     clipped = both[inside] - np.repeat(np.where(usable, middle, 0)[..., None], both.shape[-1], axis=-1)[inside]
-    white = float(np.mean(clipped**2) / _CLIPPED_VARIANCE * np.mean(1 / n[usable]))
+    white = float(np.mean(clipped.astype(np.float64) ** 2) / _CLIPPED_VARIANCE * np.mean(1 / n[usable]))
     variance = (np.median(np.abs(mean - np.median(mean))) / _MAD_PER_STDDEV) ** 2
     return Scatter(float(np.sqrt(max(variance - white, 0) / 2)), float(np.sqrt(variance / white)))
 
