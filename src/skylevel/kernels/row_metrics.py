@@ -49,7 +49,7 @@ def neighbour_scatter(pairs: Floats, kept: Bool) -> Scatter:
     if not pairs.size:
         return Scatter(np.nan, np.nan)
     known = kept & np.isfinite(pairs)
-    both = np.full(pairs[:, 0].shape, np.nan, pairs.dtype)
+    both: Floats = np.full(pairs[:, 0].shape, np.nan, pairs.dtype)
     np.subtract(pairs[:, 1], pairs[:, 0], out=both, where=known[:, 0] & known[:, 1])
     middle, n = _row_medians(both)
     usable = n >= _FEWEST_PIXELS
