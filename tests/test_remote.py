@@ -152,7 +152,7 @@ class TestErrors:
 
     @pytest.mark.parametrize(
         ("module", "url", "package"),
-        [("aiohttp", "https://h/a.fits", "skylevel[http]"), ("s3fs", "s3://b/a", "skylevel[s3]")],
+        [("aiohttp", "https://h/a.fits", "aiohttp"), ("s3fs", "s3://b/a", "s3fs")],
     )
     def test_a_package_that_is_missing_is_named(self, module, url, package):
         program = (

@@ -189,7 +189,7 @@ class Rows(Recipe):
         low=0, high=2.0**32 - 1, decides="mask", source="0 in the notebook; flags of the JWST pipeline"))
     mask: str = field(default="", metadata=about(
         "File of a mask of your own: FITS, where pixels that are not 0 do not count; or DS9 regions (.reg), in "
-        "pixels or on the sky, with the extra skylevel[regions]. Workers read it under the same path; its content is "
+        "pixels or on the sky, with the package regions. Workers read it under the same path; its content is "
         "part of what decides whether something is done again.",
         decides="mask", source="none in the notebook"))
     source_threshold: float = field(default=3.5, metadata=about(

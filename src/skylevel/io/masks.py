@@ -79,7 +79,7 @@ def _drawn_regions(path: str, shape: tuple[int, int], wcs_cards: str) -> NDArray
         import regions  # noqa: PLC0415 (an extra)
         from astropy.wcs import WCS  # noqa: PLC0415 (slow to import, and regions alone need it)
     except ImportError as error:
-        raise SettingsError(f"{path}: regions need the package regions: pip install 'skylevel[regions]'") from error
+        raise SettingsError(f"{path}: regions need the package regions: pip install regions") from error
     masked, cut = np.zeros(shape, bool), np.zeros(shape, bool)
     n_included = 0
     with without_warnings():

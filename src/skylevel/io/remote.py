@@ -16,10 +16,9 @@ from skylevel.io.atomic import remove_asides
 from skylevel.io.names import safe_component
 from skylevel.io.urls import is_remote, public_url, url_name, without_secrets
 
-# What each protocol's package is called, and what brings it.
-_PACKAGES = {"s3": "skylevel[s3]", "s3a": "skylevel[s3]", "http": "skylevel[http]", "https": "skylevel[http]",
-             "gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs", "az": "adlfs", "sftp": "paramiko",
-             "ssh": "paramiko"}  # fmt: skip
+# The package that each protocol needs.
+_PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "http": "aiohttp", "https": "aiohttp", "gs": "gcsfs", "gcs": "gcsfs",
+             "abfs": "adlfs", "az": "adlfs", "sftp": "paramiko", "ssh": "paramiko"}  # fmt: skip
 
 
 def file_system(url: str) -> tuple[Any, str]:

@@ -447,7 +447,7 @@ def _slurm_cluster() -> Any:
             shared_temp_directory=dask.config.get("jobqueue.slurm.shared-temp-directory", None) or ".",
         )
     except ImportError as error:
-        raise ClusterError(f"--cluster slurm: {_one_line(error)}: pip install 'skylevel[slurm]'") from error
+        raise ClusterError(f"--cluster slurm: {_one_line(error)}: pip install dask-jobqueue") from error
     except (OSError, RuntimeError, ValueError) as error:
         raise ClusterError(f"dask-jobqueue cannot start: {_one_line(error)}; see deploy/slurm/jobqueue.yaml") from error
 
