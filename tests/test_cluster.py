@@ -21,7 +21,7 @@ import psutil
 import pytest
 from distributed import Client, LocalCluster
 
-from programs import finish, skylevel, wait_until, write_exposures
+from programs import finish, skylevel, start_skylevel, wait_until, write_exposures
 from skylevel.kernels.sorting import slow_instructions
 from skylevel.program.cluster import _has_pages, _remove_dead_sockets, connect, dashboard, private_folder
 
@@ -202,25 +202,41 @@ class TestPrivateFolder:
         assert found.stat().st_uid == os.getuid()
 
 
-class TestServerOfWorkers:
-    def test_a_second_cluster_finds_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        # Other tests removed variables.
-        monkeypatch.setattr("skylevel.program.cluster._ENVIRONMENT", set())
-        parents = []
-        for _ in range(2):
-            with connect("local", workers=2, n_exposures=2) as client:
-                parents.append(set(client.run(os.getppid).values()))
-        assert parents[0] == parents[1]
-        (server,) = parents[0]
-        assert psutil.Process(server).ppid() == os.getpid()
+ANOTHER_SERVER = """
+import multiprocessing, os, pathlib, sys
+from skylevel.program.cluster import _remove_dead_sockets
+if __name__ == "__main__":
+    context = multiprocessing.get_context("forkserver")
+    context.Process(target=os.getpid).start()
+    folder = pathlib.Path(os.environ["TMPDIR"])
+    for sockets in folder.glob("pymp-*"):
+        os.utime(sockets, (0, 0))
+    _remove_dead_sockets(folder)
+    assert list(folder.glob("pymp-*/listener-*"))
+    process = context.Process(target=sys.exit, args=(0,))
+    process.start()
+    process.join()
+    print(process.exitcode)
+"""
 
-    def test_workers_have_the_environment_of_now(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """As credentials that are set, changed or removed between two runs of one Python."""
-        monkeypatch.delenv("SKY_KEY", raising=False)
-        for key in (None, "first", "second", None):
-            monkeypatch.delenv("SKY_KEY", raising=False) if key is None else monkeypatch.setenv("SKY_KEY", key)
+
+class TestServerOfWorkers:
+    """It forks a command's workers; those of any other program start anew, each with what it has become."""
+
+    def test_a_program_has_none(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for key in ("first", "second"):
+            monkeypatch.setenv("SKY_KEY", key)
             with connect("local", workers=1, n_exposures=1) as client:
                 assert set(client.run(os.getenv, "SKY_KEY").values()) == {key}
+                assert set(client.run(os.getppid).values()) == {os.getpid()}
+
+    def test_a_module_in_the_folder_is_not_imported(self, tmp_path: Path) -> None:
+        write_exposures(tmp_path / "in", 2)
+        for name in ("scipy", "dask", "distributed", "numpy"):
+            (tmp_path / f"{name}.py").write_text(f"open('{tmp_path}/imported', 'w'); raise RuntimeError")
+        ended = finish(start_skylevel("run", "in", "--output", "out", cwd=tmp_path))
+        assert (ended.returncode, ended.stderr.count("RuntimeError")) == (0, 0)
+        assert not (tmp_path / "imported").exists()
 
     def test_where_its_socket_has_no_room(self, tmp_path: Path) -> None:
         write_exposures(tmp_path / "in", 2)
@@ -242,6 +258,12 @@ class TestServerOfWorkers:
                 os.utime(folder, (0, 0))
             _remove_dead_sockets(tmp_path)
         assert sorted(path.name for path in tmp_path.iterdir()) == ["pymp-alive", "pymp-young"]
+
+    def test_another_runs_goes_on(self, tmp_path: Path) -> None:
+        """However long it has run: to connect to it without a word would end it."""
+        server = subprocess.run([sys.executable, "-c", ANOTHER_SERVER], env={**os.environ, "TMPDIR": str(tmp_path)},
+                                capture_output=True, text=True, check=False)  # fmt: skip
+        assert (server.returncode, server.stdout, server.stderr) == (0, "0\n", "")
 
 
 @pytest.mark.parametrize("of_user", [None, "NPY_DISABLE_CPU_FEATURES", "NPY_ENABLE_CPU_FEATURES"])

@@ -213,7 +213,7 @@ def run(inputs: tuple[str, ...], output: str, **options: Any) -> int:
         if share:
             result = run_partition(plan, output, share, **what, progress=progress)
         else:
-            target = Target(cluster=options["cluster"], workers=options["workers"], own=own)
+            target = Target(cluster=options["cluster"], workers=options["workers"], own=own, own_process=True)
             result = run_plan(plan, output, target=target, **what, progress=progress)
         write_associations(inputs, plan, output, result.failed)
     write_report = partial(report_of, result, shared={exposure.name for exposure in plan} if share else ())
@@ -281,7 +281,8 @@ def export(output: str, as_json: bool, cluster: str, workers: int | None, quiet:
     # Where there is no program, no log of it is begun.
     read_plan(ProgramStore(store_url(output)))
     with reporting(output, quiet=quiet) as progress:
-        result = export_program(output, target=Target(cluster=cluster, workers=workers), progress=progress)
+        target = Target(cluster=cluster, workers=workers, own_process=True)
+        result = export_program(output, target=target, progress=progress)
     print_result(result, as_json=as_json)
     return FAILED if result.failed else 0
 

@@ -1,5 +1,6 @@
 """Where to run: this machine, a scheduler's address, or SLURM."""
 
+import errno
 import logging
 import math
 import os
@@ -12,11 +13,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException
 from multiprocessing import forkserver, resource_tracker
-from multiprocessing.util import get_temp_dir
 from pathlib import Path
 from typing import Any
 
@@ -75,17 +75,14 @@ _SCHEDULER_IS_MISSED_WITHIN = 1.0
 # Seconds in which a scheduler says whether it has pages.
 _PAGE_TIMEOUT = 2.0
 _SQUEUE_EVERY = (1.0, 30.0)
-# What every worker here imports; the longest path that a socket can have; and seconds after which a folder of sockets
-# is nobody's if none of them answers.
+# What every worker here imports, and seconds after which a folder of sockets is nobody's if none of them answers.
 _IMPORTED = ["distributed", "distributed.nanny", "dask.array", "skylevel.program.tasks", "scipy.spatial"]
-_SOCKET_PATH = 100
 _YOUNG = 3600.0
-# Names of the variables that any cluster of this process began with.
-_ENVIRONMENT: set[str] = set()
+_METHOD = "distributed.worker.multiprocessing-method"
 
 
 @contextmanager
-def connect(cluster: str, *, workers: int | None, n_exposures: int) -> Iterator[Client]:
+def connect(cluster: str, *, workers: int | None, n_exposures: int, own_process: bool = False) -> Iterator[Client]:
     """Connect a client to a cluster, which is started first where it is not an address.
 
     Parameters
@@ -98,6 +95,8 @@ def connect(cluster: str, *, workers: int | None, n_exposures: int) -> Iterator[
         How many processes (local) or jobs (slurm); by default one a core, or two jobs.
     n_exposures : int
         No more workers are started than there are exposures.
+    own_process : bool
+        This process is skylevel's command, and its signals, environment and limits do not change.
 
     Raises
     ------
@@ -105,7 +104,7 @@ def connect(cluster: str, *, workers: int | None, n_exposures: int) -> Iterator[
         The cluster cannot be reached or started, or no worker comes.
     """
     if cluster == "local":
-        with _local(workers, n_exposures) as client:
+        with _local(workers, n_exposures, own_process=own_process) as client:
             yield client
     elif cluster == "slurm":
         with _slurm(min(workers or 2, n_exposures)) as client:
@@ -172,16 +171,16 @@ def worker_memory(client: Client) -> int:
 
 
 @contextmanager
-def _local(workers: int | None, n_exposures: int) -> Iterator[Client]:
+def _local(workers: int | None, n_exposures: int, *, own_process: bool) -> Iterator[Client]:
     n_workers, folder = max(1, min(workers or CPU_COUNT, n_exposures)), private_folder()
     own = {
         "temporary-directory": folder,
         "distributed.nanny.pre-spawn-environ": _environment(),
-        "distributed.worker.multiprocessing-method": _way_to_start(folder),
     }
     with (
         dask.config.set(SCHEDULER_SETTINGS | LOCAL_SETTINGS | own),
         _loop_deaf_to_interrupts() as loop,
+        _server_of_workers(folder) if own_process else nullcontext(),
         _local_cluster(n_workers, loop) as cluster,
         Client(cluster, set_as_default=False) as client,
         _given_up_without_workers(cluster, client),
@@ -202,33 +201,38 @@ def _environment() -> dict[str, str]:
     return given | ({"NPY_DISABLE_CPU_FEATURES": " ".join(slow)} if slow else {})
 
 
-def _way_to_start(folder: str) -> str:
-    """Return how Python starts workers: forked by a server that has imported what they need, where that can be.
+@contextmanager
+def _server_of_workers(folder: str) -> Iterator[None]:
+    """Let Python fork workers from a server that has imported what they need, where that can be.
 
-    It takes half the time, and a worker that died is back at once. The server's socket stands in a folder that no other
-    user enters, unless this process has had one elsewhere before.
+    It takes half the time, and a worker that died is back at once. But the server keeps the environment, limits and
+    signals that it began with, so it is for a process where they do not change. Its socket stands in a folder that no
+    other user enters.
     """
-    # The server keeps the environment that it began with: workers are told what was set since, and what was removed no
-    # one can tell them.
-    removed = _ENVIRONMENT - os.environ.keys()
-    _ENVIRONMENT.update(os.environ)
-    if sys.platform != "linux" or removed:
-        return "spawn"
-    before, tempfile.tempdir = tempfile.tempdir, folder
-    try:
-        sockets = get_temp_dir()
-    except OSError:
-        return "spawn"
-    finally:
-        tempfile.tempdir = before
-    if len(sockets) + len("/listener-12345678") > _SOCKET_PATH:
-        return "spawn"
+    if sys.platform != "linux" or dask.config.get(_METHOD) != "spawn":
+        yield
+        return
     _remove_dead_sockets(Path(folder))
-    with dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}):
+    # As Dask does when it starts a worker; and a module in the current folder is none of ours.
+    for name, value in (dask.config.get("distributed.nanny.pre-spawn-environ") | {"PYTHONSAFEPATH": 1}).items():
+        if value is not None:
+            os.environ.setdefault(name, str(value))
+    with dask.config.set({_METHOD: "forkserver"}):
         # The first call names Dask's own imports, which would take the place of these.
         get_mp_context()
-    forkserver.set_forkserver_preload(_IMPORTED)
-    return "forkserver"
+        forkserver.set_forkserver_preload(_IMPORTED)
+        before, tempfile.tempdir = tempfile.tempdir, folder
+        try:
+            with _interrupts_blocked():
+                forkserver.ensure_running()
+            started = True
+        except OSError:
+            # The folder's path is too long for a socket, or its disk has none.
+            started = False
+        finally:
+            tempfile.tempdir = before
+    with dask.config.set({_METHOD: "forkserver"}) if started else nullcontext():
+        yield
 
 
 def _remove_dead_sockets(folder: Path) -> None:
@@ -240,8 +244,9 @@ def _remove_dead_sockets(folder: Path) -> None:
 
 
 def _answers(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX) as client:
-        return client.connect_ex(str(path)) == 0
+    """Return whether anybody listens at a socket; one that would be connected to would end the server behind it."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as client:
+        return client.connect_ex(str(path)) not in (errno.ECONNREFUSED, errno.ENOENT)
 
 
 def _local_cluster(n_workers: int, loop: Any) -> LocalCluster:
@@ -274,7 +279,6 @@ def _start_local(n_workers: int, loop: Any) -> LocalCluster:
         dashboard_address=f"{_LOOPBACK}:0",
         silence_logs=logging.CRITICAL,
         loop=loop,
-        env={**os.environ, **_environment()},
     )
 
 
@@ -314,15 +318,21 @@ def _loop_deaf_to_interrupts() -> Iterator[Any]:
     """
     _start_resource_tracker()
     runner = LoopRunner()
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
+    with _interrupts_blocked():
         runner.start()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
     try:
         yield runner.loop
     finally:
         runner.stop()
+
+
+@contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
 def _start_resource_tracker() -> None:

@@ -92,13 +92,15 @@ class ProgramResult:
 class Target:
     """Where to run: a client that is connected, or a cluster to start or connect to, with so many workers.
 
-    One exposure that fits into memory is done by `own`, where that is given, instead of a cluster of this machine.
+    One exposure that fits into memory is done by `own`, where that is given, instead of a cluster of this machine. In
+    the command's own process (`own_process`) workers are made ready in a way that other programs might be surprised by.
     """
 
     client: "Client | None" = None
     cluster: str = "local"
     workers: int | None = None
     own: OwnWorker | None = None
+    own_process: bool = False
 
     def __post_init__(self) -> None:
         """Refuse a cluster that is none, before a run begins."""
@@ -122,7 +124,8 @@ class Target:
         from skylevel.program.on_cluster import ClusterWorkers  # noqa: PLC0415
 
         given = nullcontext(self.client) if self.client is not None else None
-        with given or connect(self.cluster, workers=self.workers, n_exposures=len(exposures)) as client:
+        start = partial(connect, self.cluster, workers=self.workers, own_process=self.own_process)
+        with given or start(n_exposures=len(exposures)) as client:
             yield ClusterWorkers(client, url, exposures, needs)
 
     def _does_alone(self, needs: Mapping[str, Need]) -> bool:
