@@ -85,6 +85,29 @@ def test_a_frame_in_another_unit_spoils_no_other(scale, zero):
     np.testing.assert_array_equal(night.vignetting, expected.vignetting)
 
 
+def test_a_frame_in_another_unit_agrees_by_no_setting():
+    frames = [make_frame(hour, galaxy(600)) for hour in HOURS]
+    night = solve_night([in_unit(frames[0], 1000), *frames[1:]], GRID, black_level=BLACK, disagreement=1.0)
+    np.testing.assert_array_equal(night.agrees, [False] + [True] * (len(HOURS) - 1))
+
+
+def test_where_nothing_is_alike_all_are_left_to_themselves():
+    light, noise = (make_frame(hour, galaxy(600)) for hour in HOURS[:2])
+    light, noise = light._replace(level=100 * light.level), noise._replace(rms=100 * noise.rms)
+    night = solve_night([light, noise], GRID, black_level=BLACK)
+    assert not night.agrees.any()
+    for found, boxes in zip(night.coefficients, (light, noise), strict=True):
+        np.testing.assert_array_equal(found, fit_background(boxes, GRID).coefficients)
+
+
+def test_frames_whose_sky_was_subtracted_are_a_night():
+    """What is left of it is of either sign."""
+    frames = [make_frame(hour, galaxy(600)) for hour in HOURS]
+    zeros = [-np.median(boxes.level) + (-1) ** k * 0.1 for k, boxes in enumerate(frames)]
+    night = solve_night([in_unit(boxes, 1, zero) for boxes, zero in zip(frames, zeros, strict=True)], GRID)
+    assert night.agrees.all()
+
+
 @pytest.mark.parametrize("scale", [2.0**-16, 2.0**16])
 def test_the_unit_of_a_night_does_not_matter(scale):
     frames = [make_frame(hour, galaxy(600)) for hour in HOURS]

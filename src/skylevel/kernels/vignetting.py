@@ -42,6 +42,8 @@ _LEAST_OF_LEVEL, _LEAST_OF_ERROR = 1e-5, 1e-2
 
 # A frame with so many times the night's light or noise, or with so little, is in another unit or has another zero.
 _UNLIKE = 10.0
+# A sky is never taken for less than this many standard deviations of a pixel.
+_LEAST_SKY = 25.0
 
 # Of so many frames a majority tells who disagrees.
 _A_FEW = 4
@@ -145,15 +147,14 @@ def solve_night(
     _check_alike(frames)
     for boxes in frames:
         check_boxes(boxes, grid)
-    alike = np.flatnonzero(_alike(frames, black_level)).tolist()
-    own = _own_parts([frames[k] for k in alike], grid, fitting)
-    share = np.ones(len(frames), np.float32)
-    share[alike] = _rejected_share([frames[k] for k in alike], own)
-    agrees = _agreeing(share, disagreement)
-    members = [boxes for boxes, agree in zip(frames, agrees, strict=True) if agree]
-    parts = [part for part, agree in zip(own, agrees[alike], strict=True) if agree]
-    together = _solve_together(members, parts, grid, fitting) if members else None
-    own_of = dict(zip(np.flatnonzero(agrees).tolist(), together.own if together else [], strict=True))
+    alike = _alike(frames, black_level)
+    share, own = _compared(frames, alike, grid, fitting)
+    agrees = _agreeing(np.where(alike, share, np.inf), disagreement)
+    members = np.flatnonzero(agrees).tolist()
+    together = (
+        _solve_together([frames[k] for k in members], [own[k] for k in members], grid, fitting) if members else None
+    )
+    own_of = dict(zip(members, together.own if together else [], strict=True))
     backgrounds = [
         together.shared.coefficients + own_of[k].coefficients.astype(np.float32)
         if together and k in own_of
@@ -182,13 +183,35 @@ def _alike(frames: Sequence[OwnBoxes], black_level: float) -> Bool:
     """Return which frames (frame,) have about the night's light and noise: no other is compared with the night."""
     light = np.array([np.nanmedian(boxes.level) for boxes in frames]) - black_level
     noise = np.array([np.nanmedian(boxes.rms) for boxes in frames], np.float64)
-    return _about_the_same(light) & _about_the_same(noise)
+    usual_light, usual_noise = _usual(light), _usual(noise)
+    if usual_light > (least := _LEAST_SKY * usual_noise):
+        near = _about(light, usual_light)
+    else:
+        # Of a sky that was subtracted what is left is noise, of either sign.
+        near = np.abs(light - usual_light) <= _UNLIKE * least
+    return near & (_about(noise, usual_noise) | (usual_noise <= 0))
 
 
-def _about_the_same(values: Float) -> Bool:
-    """Return which values are near their median; all, where that is no more than 0."""
-    middle = float(np.median(values))
-    return (values > middle / _UNLIKE) & (values < middle * _UNLIKE) | (middle <= 0)
+def _usual(values: Float) -> float:
+    """Return a frame's value that is in the middle of all frames': one of a frame, not between two."""
+    return float(np.sort(values)[len(values) // 2])
+
+
+def _about(values: Float, usual: float) -> Bool:
+    return (values > usual / _UNLIKE) & (values < usual * _UNLIKE)
+
+
+def _compared(
+    frames: Sequence[OwnBoxes], alike: Bool, grid: Grid, fitting: Fitting
+) -> tuple[Float32, dict[int, SurfaceFit]]:
+    """Return the share (frame,) of boxes by which each differs from the night, and by what surface those alike do."""
+    share, at = np.ones(len(frames), np.float32), np.flatnonzero(alike).tolist()
+    if len(at) < 2:
+        return share, {}
+    compared = [frames[k] for k in at]
+    own = _own_parts(compared, grid, fitting)
+    share[at] = _rejected_share(compared, own)
+    return share, dict(zip(at, own, strict=True))
 
 
 def _own_parts(frames: Sequence[OwnBoxes], grid: Grid, fitting: Fitting) -> list[SurfaceFit]:
@@ -238,7 +261,7 @@ def _rejected_share(frames: Sequence[OwnBoxes], own: list[SurfaceFit]) -> Float3
     return np.asarray(rejected.sum(axis=(1, 2, 3)) / seen.sum(axis=(1, 2, 3)), np.float32)
 
 
-def _agreeing(rejected_share: Float32, disagreement: float) -> Bool:
+def _agreeing(rejected_share: Float, disagreement: float) -> Bool:
     """Return which frames agree (frame,): none where it is but one."""
     agrees = rejected_share <= disagreement
     return np.asarray(agrees & (agrees.sum() > 1))
