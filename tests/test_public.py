@@ -225,6 +225,13 @@ class TestArraysAndNDData:
         unknown = NDData(raw, uncertainty=UnknownUncertainty(error))
         assert sl.level_channels(unknown, color_filter_array=RGGB).uncertainty is None
 
+    def test_a_mask_and_an_uncertainty_of_nothing(self) -> None:
+        expected = sl.level_rows(self.IMAGE)
+        given = NDData(self.IMAGE, mask=False, uncertainty=StdDevUncertainty(None))
+        np.testing.assert_array_equal(sl.level_rows(given).data, expected)
+        raw = NDData(make_mosaic((240, 260)), mask=False, uncertainty=StdDevUncertainty(None))
+        assert sl.level_channels(raw, color_filter_array=RGGB).uncertainty.array is None
+
 
 class TestPattern:
     RAW = make_mosaic((120, 140))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from astropy.io import fits
+from distributed import Client
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,7 +20,9 @@ from skylevel.io.store import ProgramStore
 from skylevel.jobs import JOBS, Facts
 from skylevel.jobs.rows import _time_span
 from skylevel.level.streams import combine_streams
-from skylevel.program.plan import store_url
+from skylevel.program.export import export
+from skylevel.program.places import settle
+from skylevel.program.plan import make_plan, store_url
 from skylevel.program.view import open_program, program_status
 from skylevel.report import write_report
 
@@ -134,6 +137,19 @@ def test_a_group_that_cannot_be_combined_fails_alone(program: Path, monkeypatch:
     assert all("cannot be combined: Singular matrix" in states[name][1] for name in ("e0", "e3", "other"))
     monkeypatch.undo()
     assert skylevel_here(*command) == 0
+
+
+def test_a_group_is_exported_though_a_member_was_never_measured(program: Path, client: Client) -> None:
+    """As one is that a run was interrupted before."""
+    output = run(program, "program")
+    expected = pixels_of(output)
+    write(program, "late", 9)
+    settle(make_plan([str(program)], str(output), recipe=Rows.preset("program")), ProgramStore(store_url(output)))
+    for path in output.glob("*.fits"):
+        path.unlink()
+    result = export(output, client=client)
+    assert list(result.failed) == ["late"]
+    assert pixels_of(output) == expected
 
 
 def test_one_that_joins_later_makes_the_group_new(program: Path) -> None:
@@ -433,6 +449,7 @@ class TestMask:
             ("image\n-circle(100,100,20)\ncircle(100,100,50) # color=red\n", 6580),
             ("image\ncircle(100,100,300000)\n", 256 * 300),
             ("image\ncircle(9000,9000,5)\n", 0),
+            ("image\npolygon(10,10,30,30,30,10,10,30)\n", 162),
         ],
     )
     def test_regions_that_are_cut(self, tmp_path: Path, text: str, n_masked: int) -> None:
@@ -449,6 +466,7 @@ class TestMask:
             ("image\n\ncircle(5,5)\n", r"line 3, 'circle\(5,5\)': "),
             ("image\ncircle(5,5,x)\n", r"line 2, 'circle\(5,5,x\)': "),
             ("image\nline(1,1,9,9)\n", "cannot draw <LinePixelRegion.*: it encloses no area"),
+            ("image\npolygon(1,1,9,1,4,1)\n", "cannot draw <PolygonPixelRegion.*: it encloses no area"),
             ("image\npoint(1,1)\n", "cannot draw <PointPixelRegion.*: it encloses no area"),
             ("image\n# text(1,1) text={a}\n", "cannot draw <TextPixelRegion.*: it encloses no area"),
             ("image\ncircle(nan,1,1)\n", "cannot draw <CirclePixelRegion"),

@@ -127,6 +127,11 @@ def _failure(parse: Callable[[str], Any], lines: Sequence[str]) -> Exception | N
     return None
 
 
+def _spans(vertices: Any) -> bool:
+    """Return whether a polygon has any extent; the area of one that crosses itself may be 0."""
+    return vertices is not None and bool(np.ptp(vertices.x) * np.ptp(vertices.y))
+
+
 def _draw(region: Any, mask: NDArray[np.bool_], coordinates: Any) -> None:
     """Set a mask where a region, in pixels, holds a pixel's centre; what lies outside the image is never made.
 
@@ -135,7 +140,7 @@ def _draw(region: Any, mask: NDArray[np.bool_], coordinates: Any) -> None:
     ValueError
         It encloses no area.
     """
-    if not region.area > 0:
+    if not (region.area > 0 or _spans(getattr(region, "vertices", None))):
         raise ValueError("it encloses no area")
     here, _ = region.bounding_box.get_overlap_slices(mask.shape)
     if here is not None:

@@ -95,14 +95,16 @@ def _mask(image: Any, shape: tuple[int, ...]) -> Any:
     mask = image.mask if _is_nddata(image) or isinstance(image, np.ma.MaskedArray) else None
     if mask is None or mask is np.ma.nomask:
         return None
+    if np.ndim(mask) == 0:
+        mask = np.full(shape, mask)
     if np.shape(mask) != shape:
         raise ShapeError(f"the image is {shape}, its mask {np.shape(mask)}")
     return np.asarray(mask, bool)
 
 
 def _scaled(uncertainty: Any, factors: Callable[[], Any]) -> Any:
-    if uncertainty is None:
-        return None
+    if uncertainty is None or uncertainty.array is None:
+        return uncertainty
     by, power = factors(), _POWERS.get(uncertainty.uncertainty_type)
     if isinstance(by, int):
         return uncertainty

@@ -286,7 +286,7 @@ def _export(
             result.failed[exposure.name] = failures.get(exposure.name, why)
     if measured:
         steps = dict.fromkeys((exposure.name for exposure in measured), Steps.EXPORT)
-        session = _Session(store, lock, plan, plan, steps, forecast(measured), result)
+        session = _Session(store, lock, measured, plan, steps, forecast(measured), result)
         with target.work(store.url, measured, session.needs) as workers:
             _execute(session, workers, progress)
         _finish(session)
