@@ -299,6 +299,14 @@ class TestStripes:
         assert "NRCA1 · F200W: 0.1 before, 0 after (5 exposures)" in text
 
 
+@pytest.mark.parametrize("given", [None, [], "RGXB", ["RG", "B"], [1, 2], {"a": 1}, 5])
+def test_colours_that_are_none(own: Path, given: Any) -> None:
+    """As in a damaged record, which spoils no page."""
+    entry = entries_of(sl_ledger(ProgramStore(store_url(own))), {})[0]
+    record = {**entry.record, "facts": {"color_filter_array": given}}
+    assert Entry(exposure=entry.exposure, state="done", reason="", record=record).channels == []
+
+
 class TestOutliers:
     def test_one_that_stands_out_is_named(self, output: Path) -> None:
         entries = self._entries(output, [0.1, 0.11, 0.1, 0.12, 0.5])

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from skylevel.errors import SettingsError
 from skylevel.io.names import printable
 from skylevel.kernels.pattern import ColorPattern
 from skylevel.program.ledger import Ledger
@@ -127,8 +128,10 @@ class Entry:
     def channels(self) -> list[str]:
         """Its colours, in the order of its metrics; empty where it has none."""
         rows = self.record.get("facts", {}).get("color_filter_array")
-        known = isinstance(rows, list) and all(isinstance(row, str) for row in rows)
-        return ColorPattern.of(rows).channels if known else []
+        try:
+            return ColorPattern.of(rows).channels if rows else []
+        except SettingsError:
+            return []
 
     @property
     def sources(self) -> float:
