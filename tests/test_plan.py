@@ -12,11 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from programs import skylevel_here, write_exposure
 from skylevel.errors import PlanError
 from skylevel.io.nodes import Place
+from skylevel.io.store import ProgramStore
 from skylevel.jobs import Facts
 from skylevel.program.inputs import expand_inputs
-from skylevel.program.plan import Exposure, make_plan, partition
+from skylevel.program.plan import Exposure, make_plan, partition, read_plan, store_url
+from skylevel.program.view import program_status
 from skylevel.recipes import Channels, Rows
 
 
@@ -294,3 +297,24 @@ class TestKeys:
         assert again == exposure
         assert again.key == exposure.key
         assert again != replace(exposure, layout="primary")
+
+
+def test_a_source_keeps_its_name(tmp_path: Path) -> None:
+    """Whatever stands beside it in a later command: its outputs and what was measured of it are under that name."""
+    night, first, second = tmp_path / "in", tmp_path / "in" / "a" / "e.fits", tmp_path / "in" / "b" / "e.fits"
+    for seed, path in enumerate((first, second)):
+        write_exposure(path, seed)
+
+    def run(*inputs: Path, output: str) -> dict[str, str]:
+        folder = tmp_path / output
+        arguments = ("run", *inputs, "--output", folder, "--recursive", "--partition", "1/1")
+        assert skylevel_here(*arguments) == 0
+        assert {path.name for path in folder.glob("*.fits")} == {
+            f"{state.name}_rowbgsub.fits" for state in program_status(folder)
+        }
+        return {exposure.source: exposure.name for exposure in read_plan(ProgramStore(store_url(folder)))}
+
+    assert run(night, output="all first") == {str(first): "a-e", str(second): "b-e"}
+    assert run(first, output="all first") == {str(first): "a-e", str(second): "b-e"}
+    assert run(first, output="one first") == {str(first): "e"}
+    assert run(night, output="one first") == {str(first): "e", str(second): "b-e"}

@@ -874,14 +874,14 @@ class TestSmallerRuns:
         self.run(exposures / "e03.fits")
         assert sl.open_program(tmp_path / "out")["NRCA1/F200W"]["date_obs"].values.tolist()[:3] == before
 
-    def test_an_input_under_a_new_name_is_one_exposure(self, tmp_path: Path) -> None:
+    def test_an_input_with_a_new_neighbour_is_the_same_exposure(self, tmp_path: Path) -> None:
         folder = tmp_path / "in"
         write_exposure(folder / "n1" / "e.fits", 1)
         self.run(folder, recursive=True)
         write_exposure(folder / "n2" / "e.fits", 2)
-        self.run(folder, recursive=True)
-        assert states_in(tmp_path / "out") == {"n1-e": "done", "n2-e": "done"}
-        assert sl.open_program(tmp_path / "out")["NRCA1/F200W"]["exposure"].values.tolist() == ["n1-e", "n2-e"]
+        assert [record.name for record in self.run(folder, recursive=True).done] == ["n2-e"]
+        assert states_in(tmp_path / "out") == {"e": "done", "n2-e": "done"}
+        assert sl.open_program(tmp_path / "out")["NRCA1/F200W"]["exposure"].values.tolist() == ["e", "n2-e"]
 
 
 def test_each_stages_time_and_memory_are_kept(tmp_path: Path) -> None:

@@ -201,7 +201,7 @@ def make_plan(
     Returns
     -------
     list of Exposure
-        Without places. Headers are read, but for those that an earlier plan into `output` knows.
+        Without places. What an earlier plan into `output` knows keeps its name, and its header is not read again.
 
     Raises
     ------
@@ -213,9 +213,11 @@ def make_plan(
     only, settings = _choice(recipe)
     by_source = {found.source: found for found in expand_inputs(inputs, recursive=recursive)}
     found = sorted(by_source.values(), key=lambda one: (url_name(one.source), one.source))
-    names = _names(found)
+    earlier = _earlier(output)
+    names = _kept_names(_names(found), {e.source: e.name for e in earlier})
     identities = {one.source: _identity(one) for one in found}
-    told = _peek_all(found, identities, _known_facts(output))
+    known = {(e.source, canonical_hash(e.identity)): e.facts for e in earlier if e.facts}
+    told = _peek_all(found, identities, known)
     folder = output.rstrip("/") if is_remote(output) else str(Path(output).resolve())
     exposures = []
     for one in found:
@@ -274,6 +276,16 @@ def _names(found: Sequence[Input]) -> dict[str, str]:
     return {source: safe_component(name, limit=_MOST_NAME_BYTES) for source, name in chosen.items()}
 
 
+def _kept_names(names: dict[str, str], earlier: Mapping[str, str]) -> dict[str, str]:
+    """Return the name of each source: the one it had before, unless another has that now.
+
+    What is done under a name would be forgotten, and done again under the other.
+    """
+    count = Counter(name.casefold() for name in names.values())
+    single = [source for source, name in names.items() if count[name.casefold()] == 1]
+    return names | {s: earlier[s] for s in single if s in earlier and not count[earlier[s].casefold()]}
+
+
 def _further_products() -> list[str]:
     """Return the names of all jobs' products but the main one, in order."""
     return list(dict.fromkeys(p for job in JOBS.values() for p in job.products if p != "levelled"))
@@ -290,13 +302,12 @@ def _choice(recipe: RecipeChoice) -> tuple[str | None, dict[str, Recipe]]:
     return None, settings | {given.name: given for given in recipe}
 
 
-def _known_facts(output: str) -> dict[tuple[str, str], Facts]:
-    """Return what an earlier plan knows of headers, by source and identity; nothing where there is none."""
+def _earlier(output: str) -> list[Exposure]:
+    """Return the plan of an earlier run into an output; none where there is none."""
     # What cannot be read there is said when the run begins.
     with suppress(Exception):
-        earlier = read_plan(ProgramStore(store_url(output)))
-        return {(e.source, canonical_hash(e.identity)): e.facts for e in earlier if e.facts}
-    return {}
+        return read_plan(ProgramStore(store_url(output)))
+    return []
 
 
 def _peek_all(
