@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, nullcontext, suppress
+from contextlib import closing, contextmanager, suppress
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException
 from multiprocessing import forkserver, resource_tracker
@@ -173,14 +173,15 @@ def worker_memory(client: Client) -> int:
 @contextmanager
 def _local(workers: int | None, n_exposures: int, *, own_process: bool) -> Iterator[Client]:
     n_workers, folder = max(1, min(workers or CPU_COUNT, n_exposures)), private_folder()
+    is_served = own_process and _start_server_of_workers(folder)
     own = {
         "temporary-directory": folder,
         "distributed.nanny.pre-spawn-environ": _environment(),
+        _METHOD: "forkserver" if is_served else dask.config.get(_METHOD),
     }
     with (
         dask.config.set(SCHEDULER_SETTINGS | LOCAL_SETTINGS | own),
         _loop_deaf_to_interrupts() as loop,
-        _server_of_workers(folder) if own_process else nullcontext(),
         _local_cluster(n_workers, loop) as cluster,
         Client(cluster, set_as_default=False) as client,
         _given_up_without_workers(cluster, client),
@@ -201,38 +202,35 @@ def _environment() -> dict[str, str]:
     return given | ({"NPY_DISABLE_CPU_FEATURES": " ".join(slow)} if slow else {})
 
 
-@contextmanager
-def _server_of_workers(folder: str) -> Iterator[None]:
-    """Let Python fork workers from a server that has imported what they need, where that can be.
+def _start_server_of_workers(folder: str) -> bool:
+    """Start what forks workers on this machine, with what they need imported, and return whether there is one.
 
-    It takes half the time, and a worker that died is back at once. But the server keeps the environment, limits and
-    signals that it began with, so it is for a process where they do not change. Its socket stands in a folder that no
-    other user enters.
+    They start in half the time, and one that died is back at once. But the server keeps the environment, limits and
+    signals that it began with, so it is for the command's own process, where they do not change. Its socket stands in
+    `folder`, which no other user enters.
     """
     if sys.platform != "linux" or dask.config.get(_METHOD) != "spawn":
-        yield
-        return
+        return False
     _remove_dead_sockets(Path(folder))
     # As Dask does when it starts a worker; and a module in the current folder is none of ours.
-    for name, value in (dask.config.get("distributed.nanny.pre-spawn-environ") | {"PYTHONSAFEPATH": 1}).items():
+    for name, value in (_environment() | {"PYTHONSAFEPATH": 1}).items():
         if value is not None:
             os.environ.setdefault(name, str(value))
     with dask.config.set({_METHOD: "forkserver"}):
         # The first call names Dask's own imports, which would take the place of these.
         get_mp_context()
-        forkserver.set_forkserver_preload(_IMPORTED)
-        before, tempfile.tempdir = tempfile.tempdir, folder
-        try:
-            with _interrupts_blocked():
-                forkserver.ensure_running()
-            started = True
-        except OSError:
-            # The folder's path is too long for a socket, or its disk has none.
-            started = False
-        finally:
-            tempfile.tempdir = before
-    with dask.config.set({_METHOD: "forkserver"}) if started else nullcontext():
-        yield
+    forkserver.set_forkserver_preload(_IMPORTED)
+    _start_resource_tracker()
+    before, tempfile.tempdir = tempfile.tempdir, folder
+    try:
+        with _interrupts_blocked():
+            forkserver.ensure_running()
+    except OSError:
+        # The folder's path is too long for a socket, or its disk has none.
+        return False
+    finally:
+        tempfile.tempdir = before
+    return True
 
 
 def _remove_dead_sockets(folder: Path) -> None:
