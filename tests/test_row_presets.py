@@ -449,7 +449,7 @@ class TestMask:
             ("image\n-circle(100,100,20)\ncircle(100,100,50) # color=red\n", 6580),
             ("image\ncircle(100,100,300000)\n", 256 * 300),
             ("image\ncircle(9000,9000,5)\n", 0),
-            ("image\npolygon(10,10,30,30,30,10,10,30)\n", 162),
+            ("image\npolygon(10.3,10.2,30.3,30.2,30.3,10.2,10.3,30.2)\n", 200),
         ],
     )
     def test_regions_that_are_cut(self, tmp_path: Path, text: str, n_masked: int) -> None:
