@@ -12,7 +12,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from skylevel import __version__
-from skylevel.errors import CLUSTERS, SchedulerLostError, SettingsError, SkylevelError
+from skylevel.errors import ClusterError, SchedulerLostError, SettingsError, SkylevelError, require_cluster
 from skylevel.interrupts import STOPPED
 from skylevel.recipes import RECIPES, Recipe, nearest
 from skylevel.terminal import errors, logging_to, paths, print_json, reporting, say, terminal_handler
@@ -68,8 +68,10 @@ def run_command() -> int:
 
 def _known_cluster(context: click.Context, parameter: click.Parameter, value: str) -> str:
     """Check where to run before anything is done, as far as a word tells."""
-    if value not in ("local", "slurm") and "://" not in value:
-        raise click.BadParameter(f"unknown cluster {value!r}: needs {CLUSTERS}", context, parameter)
+    try:
+        require_cluster(value)
+    except ClusterError as error:
+        raise click.BadParameter(str(error), context, parameter) from error
     return value
 
 

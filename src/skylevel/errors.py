@@ -49,8 +49,12 @@ class WorkerDiedError(SkylevelError):
     """Whoever worked on an exposure died each time it was tried."""
 
 
-#: What names a cluster.
-CLUSTERS = "local, slurm or an address such as tcp://HOST:PORT"
+def require_cluster(cluster: str) -> None:
+    """Raise ClusterError where a text names no cluster, as far as a word tells."""
+    if cluster not in ("local", "slurm") and "://" not in cluster:
+        raise ClusterError(f"unknown cluster {cluster!r}: needs local, slurm or an address such as tcp://HOST:PORT")
+
+
 #: What a `WorkerDiedError` says.
 DIED = "its worker died each time it was tried, the last time alone (out of memory?)"
 

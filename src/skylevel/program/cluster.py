@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException
@@ -173,10 +173,11 @@ def worker_memory(client: Client) -> int:
 @contextmanager
 def _local(workers: int | None, n_exposures: int, *, own_process: bool) -> Iterator[Client]:
     n_workers, folder = max(1, min(workers or CPU_COUNT, n_exposures)), private_folder()
-    is_served = own_process and _start_server_of_workers(folder)
+    environment = _environment()
+    is_served = own_process and _start_server_of_workers(folder, environment)
     own = {
         "temporary-directory": folder,
-        "distributed.nanny.pre-spawn-environ": _environment(),
+        "distributed.nanny.pre-spawn-environ": environment,
         _METHOD: "forkserver" if is_served else dask.config.get(_METHOD),
     }
     with (
@@ -202,7 +203,7 @@ def _environment() -> dict[str, str]:
     return given | ({"NPY_DISABLE_CPU_FEATURES": " ".join(slow)} if slow else {})
 
 
-def _start_server_of_workers(folder: str) -> bool:
+def _start_server_of_workers(folder: str, environment: Mapping[str, Any]) -> bool:
     """Start what forks workers on this machine, with what they need imported, and return whether there is one.
 
     They start in half the time, and one that died is back at once. But the server keeps the environment, limits and
@@ -213,7 +214,7 @@ def _start_server_of_workers(folder: str) -> bool:
         return False
     _remove_dead_sockets(Path(folder))
     # As Dask does when it starts a worker; and a module in the current folder is none of ours.
-    for name, value in (_environment() | {"PYTHONSAFEPATH": 1}).items():
+    for name, value in {**environment, "PYTHONSAFEPATH": 1}.items():
         if value is not None:
             os.environ.setdefault(name, str(value))
     with dask.config.set({_METHOD: "forkserver"}):

@@ -9,7 +9,7 @@ from functools import partial
 from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
-from skylevel.errors import CLUSTERS, ClusterError, PlanError, SettingsError, SkylevelError, StoreError
+from skylevel.errors import PlanError, SettingsError, SkylevelError, StoreError, require_cluster
 from skylevel.html import table
 from skylevel.io.lock import Lock, Share
 from skylevel.io.names import number_of, printable
@@ -104,8 +104,8 @@ class Target:
 
     def __post_init__(self) -> None:
         """Refuse a cluster that is none, before a run begins."""
-        if self.client is None and self.cluster not in ("local", "slurm") and "://" not in self.cluster:
-            raise ClusterError(f"unknown cluster {self.cluster!r}: needs {CLUSTERS}")
+        if self.client is None:
+            require_cluster(self.cluster)
 
     def get_ready(self, needs: Mapping[str, Need]) -> None:
         """Begin to make ready whoever will do exposures with such needs, if that can be begun."""
